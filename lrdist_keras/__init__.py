@@ -1,0 +1,50 @@
+"""Layer-wise learning-rate distributions for fine-tuning transformers with Keras."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrdist_keras.distribution import (
+        Distribution,
+        flat,
+        kenneweg2022,
+        kenneweg2022_rounded,
+        llrd,
+    )
+    from lrdist_keras.groups import PatternScheme, Scheme, transformer_groups
+    from lrdist_keras.optimizer import LayerwiseOptimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distribution",
+    "LayerwiseOptimizer",
+    "PatternScheme",
+    "Scheme",
+    "flat",
+    "kenneweg2022",
+    "kenneweg2022_rounded",
+    "llrd",
+    "transformer_groups",
+]
+
+_HOME = {
+    "LayerwiseOptimizer": "optimizer",
+    "PatternScheme": "groups",
+    "Scheme": "groups",
+    "transformer_groups": "groups",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the `lrdist` command can choose Keras's backend before Keras starts.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME.get(name, 'distribution')}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,270 @@
+"""Which variable belongs to which group of layers, by the path of the variable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from glob import escape
+from typing import Any, Literal
+
+Groups = Mapping[str, str | Sequence[str]]
+
+_LAYER = re.compile(r"(?:^|/)transformer_layer_(\d+)(?:/|$)")
+
+# KerasHub's names for them: `token_embedding`, `embeddings_layer_norm`, `embeddings`, …
+_EMBEDDINGS = "*embedding*"
+
+
+@dataclass(frozen=True, eq=False)
+class Scheme:
+    """How the layers of a transformer are divided into groups.
+
+    The groups are `embeddings`, `encoder_1` to `encoder_E` and `head`. With layers
+    counted from 0, encoder group i of E over L layers holds
+    `range(r(L / E * (i - 1)), r(L / E * i))`, where r rounds down (arXiv 2404.01317,
+    section 3: layers 1; 2,3; 4; … of 12 in 8 groups) or up (the authors' code: 1,2; 3;
+    4,5; …). A model with fewer layers than groups gets one group per layer.
+
+    Two schemes are equal if they divide the same number of layers in the same way.
+
+    Args:
+        layers: Number of transformer layers L, at least 1.
+        encoder_groups: Number of encoder groups E, at least 1.
+        rounding: `"floor"` or `"ceil"`.
+
+    Raises:
+        ValueError: If a number is below 1 or the rounding is unknown.
+    """
+
+    layers: int
+    encoder_groups: int = 8
+    rounding: Literal["floor", "ceil"] = "floor"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "encoder_groups"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least 1. "
+                    f"Received: {name}={value!r}"
+                )
+        if self.rounding not in ("floor", "ceil"):
+            raise ValueError(
+                "`rounding` must be 'floor' or 'ceil'. "
+                f"Received: rounding={self.rounding!r}"
+            )
+        groups = min(self.encoder_groups, self.layers)
+        object.__setattr__(self, "encoder_groups", groups)
+
+    @cached_property
+    def layer_ranges(self) -> tuple[range, ...]:
+        """The layers of each encoder group, counted from 0."""
+        total, groups = self.layers, self.encoder_groups
+        up = groups - 1 if self.rounding == "ceil" else 0
+        edges = [(total * i + up) // groups for i in range(groups + 1)]
+        return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The group names in order."""
+        encoder = (f"encoder_{i + 1}" for i in range(self.encoder_groups))
+        return ("embeddings", *encoder, "head")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scheme):
+            return NotImplemented
+        return self.layer_ranges == other.layer_ranges
+
+    def __hash__(self) -> int:
+        return hash(self.layer_ranges)
+
+    def __str__(self) -> str:
+        return f"{self.layers}/{self.encoder_groups}/{self.rounding}"
+
+    @classmethod
+    def parse(cls, text: str) -> Scheme:
+        """Reads `layers/encoder_groups/rounding`, such as `12/8/ceil`."""
+        match = re.fullmatch(r"(\d+)/(\d+)/(floor|ceil)", text)
+        if match is None:
+            raise ValueError(
+                "A scheme is written layers/encoder_groups/rounding with rounding "
+                f"'floor' or 'ceil', for example 12/8/ceil. Received: {text!r}"
+            )
+        return cls(
+            int(match[1]), int(match[2]), "ceil" if match[3] == "ceil" else "floor"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The scheme as it stands in a distribution file."""
+        return {
+            "layers": self.layers,
+            "encoder_groups": self.encoder_groups,
+            "rounding": self.rounding,
+        }
+
+
+@dataclass(frozen=True)
+class PatternScheme:
+    """Groups that are given by path patterns, for models of any kind.
+
+    Args:
+        patterns: Ordered mapping from group name to one pattern or a list of them.
+            A pattern is one or more path segments joined by `/`, each with shell
+            wildcards. It matches a variable in whose path those segments stand side
+            by side, anywhere.
+
+    Raises:
+        ValueError: If there is no group, or a group has no pattern or an empty one.
+    """
+
+    patterns: Groups = field(hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patterns", normalize(self.patterns))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The group names in order."""
+        return tuple(self.patterns)
+
+    def to_json(self) -> dict[str, Any]:
+        """The scheme as it stands in a distribution file."""
+        return {"patterns": {name: list(p) for name, p in self.patterns.items()}}
+
+
+def normalize(groups: Groups) -> dict[str, tuple[str, ...]]:
+    """Returns the groups with every value a tuple of patterns.
+
+    Raises:
+        ValueError: If there is no group, or a group has no pattern or an empty one.
+    """
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError(
+            "`groups` must be a mapping from group name to one path pattern or a list "
+            f"of them, with at least one group. Received: groups={groups!r}"
+        )
+    result = {}
+    for name, value in groups.items():
+        patterns = (value,) if isinstance(value, str) else tuple(value)
+        if not patterns or not all(
+            isinstance(p, str) and p.strip("/") for p in patterns
+        ):
+            raise ValueError(
+                f"Group {name!r} needs at least one path pattern, a non-empty string. "
+                f"Received: {value!r}"
+            )
+        result[str(name)] = patterns
+    return result
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether the segments of a pattern stand side by side in a variable's path."""
+    wanted, segments = pattern.strip("/").split("/"), path.split("/")
+    return any(
+        all(map(fnmatchcase, segments[start:], wanted))
+        for start in range(len(segments) - len(wanted) + 1)
+    )
+
+
+def partition(paths: Iterable[str], groups: Groups) -> list[int]:
+    """Returns the index of the one group that each path belongs to.
+
+    Args:
+        paths: Paths of variables, such as `transformer_layer_0/query/kernel`.
+        groups: Ordered mapping from group name to pattern(s), see `PatternScheme`.
+
+    Returns:
+        One index into the order of `groups` per path.
+
+    Raises:
+        ValueError: If a path belongs to no group or to several, or a group holds no
+            path. Every such path and group is named.
+    """
+    paths = list(paths)
+    patterns = normalize(groups)
+    names = list(patterns)
+    found = [
+        [i for i, n in enumerate(names) if any(matches(p, path) for p in patterns[n])]
+        for path in paths
+    ]
+    problems = [
+        f"variable '{path}' is in no group"
+        if not hits
+        else f"variable '{path}' is in several groups: {[names[i] for i in hits]}"
+        for path, hits in zip(paths, found, strict=True)
+        if len(hits) != 1
+    ]
+    used = {i for hits in found for i in hits}
+    problems += [
+        f"group '{name}' ({', '.join(patterns[name])}) matches no variable"
+        for i, name in enumerate(names)
+        if i not in used
+    ]
+    if problems:
+        raise ValueError(
+            "Every variable must be in exactly one group and every group must hold a "
+            "variable; change the patterns so that they are. Found: "
+            + "; ".join(problems)
+        )
+    return [hits[0] for hits in found]
+
+
+def transformer_groups(
+    model: Any, encoder_groups: int = 8, rounding: Literal["floor", "ceil"] = "floor"
+) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
+    """Derives the groups of a model that holds one KerasHub transformer.
+
+    Made for BERT, RoBERTa, DistilBERT and GPT-2, whose layers are called
+    `transformer_layer_<i>`: those are the encoder groups, other variables with
+    `embedding` in a path segment are the embeddings (their layer norm included), and
+    all the rest is the head: pooler, final layer norm, and what a task model adds.
+
+    Args:
+        model: A backbone, a task model on one, or any Keras model that contains one.
+        encoder_groups: Number of encoder groups, see `Scheme`.
+        rounding: `"floor"` or `"ceil"`, see `Scheme`.
+
+    Returns:
+        The scheme, and an ordered mapping from group name to patterns. A group without
+        variables is left out of the mapping: a bare RoBERTa backbone has no head.
+
+    Raises:
+        ValueError: If the model has no such layers, or holds two such transformers.
+    """
+    paths = [v.path for v in model.trainable_variables]
+    layers = {int(m[1]) for path in paths if (m := _LAYER.search(path))}
+    name = f"{type(model).__name__} '{getattr(model, 'name', '')}'"
+    remedy = "give `groups` as a mapping from group name to path patterns."
+    if not layers:
+        raise ValueError(
+            "The groups of a model can be derived only where its layers are called "
+            f"`transformer_layer_<i>`, as in KerasHub; {remedy} Received: {name}"
+        )
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            f"Several variables of {name} share one path, as with two transformers in "
+            f"one model; give the layers other names, then {remedy} "
+            f"Received twice: {sorted({p for p in paths if paths.count(p) > 1})[:3]}"
+        )
+    scheme = Scheme(max(layers) + 1, encoder_groups, rounding)
+    groups: dict[str, tuple[str, ...]] = {
+        "embeddings": (_EMBEDDINGS,),
+        **{
+            group: tuple(f"transformer_layer_{i}" for i in layer_range if i in layers)
+            for group, layer_range in zip(
+                scheme.names[1:-1], scheme.layer_ranges, strict=True
+            )
+        },
+    }
+    groups = {g: p for g, p in groups.items() if _any_match(p, paths)}
+    known = [pattern for patterns in groups.values() for pattern in patterns]
+    rest = tuple(escape(path) for path in paths if not _any_match(known, [path]))
+    return scheme, {**groups, "head": rest} if rest else groups
+
+
+def _any_match(patterns: Iterable[str], paths: Iterable[str]) -> bool:
+    paths = list(paths)
+    return any(matches(pattern, path) for pattern in patterns for path in paths)
