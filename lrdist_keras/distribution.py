@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Distribution:
 
     Args:
         scheme: The groups, see `Scheme` and `PatternScheme`.
-        rates: Learning rate per group: a mapping by name, or a sequence in group order.
+        rates: Learning rate per group, by name; kept in the scheme's order.
         provenance: Where the rates came from; anything that JSON can hold.
 
     Raises:
@@ -47,15 +47,7 @@ class Distribution:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        names = self.scheme.names
-        given = self.rates
-        if not isinstance(given, Mapping):
-            if len(given) != len(names):
-                raise ValueError(
-                    f"The scheme has {len(names)} groups ({', '.join(names)}) and "
-                    f"needs one rate for each. Received: {len(given)} rates"
-                )
-            given = dict(zip(names, given, strict=True))
+        names, given = self.scheme.names, self.rates
         if set(given) != set(names):
             raise ValueError(
                 f"A distribution gives one rate for each group of its scheme: "
@@ -64,6 +56,17 @@ class Distribution:
             )
         rates = {name: _rate(given[name], f"group '{name}'") for name in names}
         object.__setattr__(self, "rates", rates)
+
+    @classmethod
+    def in_order(
+        cls,
+        scheme: Scheme | PatternScheme,
+        values: Iterable[float],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Distribution:
+        """Makes a distribution from rates in the order of the scheme's groups."""
+        rates = dict(zip(scheme.names, map(float, values), strict=True))
+        return cls(scheme, rates, provenance or {})
 
     @property
     def values(self) -> np.ndarray:
@@ -115,9 +118,9 @@ class Distribution:
         encoder = np.interp(
             _positions(scheme), _positions(self.scheme), np.log(self.values[1:-1])
         )
-        return Distribution(
+        return Distribution.in_order(
             scheme,
-            [self.rates["embeddings"], *np.exp(encoder).tolist(), self.rates["head"]],
+            [self.rates["embeddings"], *np.exp(encoder), self.rates["head"]],
             {**self.provenance, "resampled_from": self.scheme.to_json()},
         )
 
@@ -196,7 +199,9 @@ def llrd(rate: float, decay: float, scheme: Scheme = PAPER_SCHEME) -> Distributi
     depths += [layers - (r.start + r.stop - 1) / 2 for r in scheme.layer_ranges]
     depths += [0.0]
     provenance = {"preset": f"llrd({rate:g}, {decay:g})"}
-    return Distribution(scheme, [rate * decay**depth for depth in depths], provenance)
+    return Distribution.in_order(
+        scheme, [rate * decay**depth for depth in depths], provenance
+    )
 
 
 def kenneweg2022() -> Distribution:
@@ -208,7 +213,7 @@ def kenneweg2022() -> Distribution:
         3.29537129e-06, 4.36300010e-06, 9.21473516e-07, 1.92275197e-06, 2.84902669e-06,
         2.14311562e-06, 3.26747809e-06, 3.69894365e-06, 3.18562234e-06, 1.11884272e-05,
     ]  # fmt: skip
-    return Distribution(
+    return Distribution.in_order(
         PAPER_SCHEME, rates, {"preset": "kenneweg2022", "source": _PAPER}
     )
 
@@ -219,7 +224,7 @@ def kenneweg2022_rounded() -> Distribution:
     Source: arXiv 2404.01317, as printed in the authors' train.py.
     """
     shape = [1.0, 1.0, 0.3, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 3.0]
-    return Distribution(
+    return Distribution.in_order(
         PAPER_SCHEME,
         [m * 2e-5 for m in shape],
         {"preset": "kenneweg2022_rounded", "source": _PAPER},
@@ -369,9 +374,9 @@ def ranked_combination(trials: Trials, base: float = PAPER_BASE) -> Distribution
     rates, _ = trials.ranked()
     weights = float(base) ** -np.arange(len(rates), dtype=float)
     mean = weights @ np.log(rates) / weights.sum()
-    return Distribution(
+    return Distribution.in_order(
         trials.scheme,
-        np.exp(mean).tolist(),
+        np.exp(mean),
         {"trials": trials.name, "base": base, "ranked": len(rates)},
     )
 
@@ -392,9 +397,9 @@ def combine_pairs(distributions: Sequence[Distribution]) -> Distribution:
                 f"first. Received: {scheme} and {other.scheme}"
             )
     logs = np.log([d.values for d in distributions])
-    return Distribution(
+    return Distribution.in_order(
         scheme,
-        np.exp(logs.mean(axis=0)).tolist(),
+        np.exp(logs.mean(axis=0)),
         {"combined": [dict(d.provenance) for d in distributions]},
     )
 
