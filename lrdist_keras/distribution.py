@@ -177,7 +177,7 @@ def scheme_from_json(content: Mapping[str, Any]) -> Scheme | PatternScheme:
 
 def flat(rate: float, scheme: Scheme | PatternScheme = PAPER_SCHEME) -> Distribution:
     """Returns the same rate for every group."""
-    return Distribution(
+    return Distribution.in_order(
         scheme, [rate] * len(scheme.names), {"preset": f"flat({rate:g})"}
     )
 
