@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -45,3 +46,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file as UTF-8, whole or not at all. See `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def package_folder(module: str) -> Path:
+    """Returns the folder of an installed package without importing it.
+
+    Raises:
+        FileNotFoundError: If no such package is installed.
+    """
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"The package '{module}' is not installed; install it with "
+            f"`pip install --no-deps {module.replace('_', '-')}`."
+        )
+    return Path(spec.submodule_search_locations[0])

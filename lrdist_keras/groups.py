@@ -234,18 +234,31 @@ def transformer_groups(
     Raises:
         ValueError: If the model has no such layers, or holds two such transformers.
     """
-    paths = [v.path for v in model.trainable_variables]
+    return path_groups(
+        [v.path for v in model.trainable_variables],
+        encoder_groups,
+        rounding,
+        f"{type(model).__name__} '{getattr(model, 'name', '')}'",
+    )
+
+
+def path_groups(
+    paths: Sequence[str],
+    encoder_groups: int = 8,
+    rounding: Literal["floor", "ceil"] = "floor",
+    what: str = "the paths",
+) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
+    """Derives the groups as `transformer_groups` does, from the variables' paths."""
     layers = {int(m[1]) for path in paths if (m := _LAYER.search(path))}
-    name = f"{type(model).__name__} '{getattr(model, 'name', '')}'"
     remedy = "give `groups` as a mapping from group name to path patterns."
     if not layers:
         raise ValueError(
             "The groups of a model can be derived only where its layers are called "
-            f"`transformer_layer_<i>`, as in KerasHub; {remedy} Received: {name}"
+            f"`transformer_layer_<i>`, as in KerasHub; {remedy} Received: {what}"
         )
     if len(set(paths)) < len(paths):
         raise ValueError(
-            f"Several variables of {name} share one path, as with two transformers in "
+            f"Several variables of {what} share one path, as with two transformers in "
             f"one model; give the layers other names, then {remedy} "
             f"Received twice: {sorted({p for p in paths if paths.count(p) > 1})[:3]}"
         )

@@ -1,0 +1,344 @@
+"""What a configuration file may say."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+Name = Annotated[str, Field(pattern=r"^[^\s/][^/\n]*$", max_length=80)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """The pretrained backbone.
+
+    Args:
+        preset: A KerasHub preset name, a folder, or `package://module/folder` for a
+            folder inside an installed package.
+        sha256: SHA-256 of the folder's weights file, or of each of several by name;
+            checked before loading where given.
+        dropout: Dropout rate of the backbone.
+        encoder_groups: Number of encoder groups of the scheme.
+        rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
+    """
+
+    preset: str
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    encoder_groups: int = Field(default=8, ge=1)
+    rounding: Literal["floor", "ceil"] = "floor"
+
+
+class DataSettings(_Section):
+    """Where data lies.
+
+    Args:
+        dir: Folder of prepared TFDS data; relative file names refer to it too.
+        cache: Folder for encoded texts.
+        download: Whether TFDS may download what is missing.
+    """
+
+    dir: UserPath = "data"
+    cache: UserPath = Field(default="~/.cache/lrdist_keras", validate_default=True)
+    download: bool = False
+
+
+class TaskSettings(_Section):
+    """One classification task.
+
+    Args:
+        name: How the task is called in sequences and reports.
+        source: `glue/<task>`, `bbc/topic`, `bbc/headline` or `files`.
+        train_examples: Number of training examples, a stratified subset drawn by the
+            run's seed; all of them if not given.
+        validation_examples: The same for validation, drawn once for all seeds.
+        epochs: Epochs of this task, if other than those of `training`.
+        train: For `files`: the training file, CSV, TSV or JSON lines.
+        validation: For `files`: the validation file; without it a stratified tenth of
+            the training file, the same for all seeds, is held out.
+        format: For `files`: `csv`, `tsv` or `jsonl`, if the file's ending does not say.
+        text: For `files`: the column of the text, or of both texts of a pair.
+        label: For `files`: the column of the label.
+        class_names: For `files`: the names of the classes in the order of their
+            numbers, if labels are names and their order matters, or for reports.
+    """
+
+    name: Name
+    source: str
+    train_examples: int | None = Field(default=None, ge=1)
+    validation_examples: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    train: UserPath | None = None
+    validation: UserPath | None = None
+    format: Literal["csv", "tsv", "jsonl"] | None = None
+    text: str | list[str] | None = None
+    label: str | None = None
+    class_names: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_the_source(self) -> Self:
+        of_files = ("train", "validation", "format", "text", "label", "class_names")
+        given = [name for name in of_files if getattr(self, name) is not None]
+        if self.source != "files" and given:
+            raise ValueError(
+                f"{', '.join(given)} may be given only with source = 'files', "
+                f"not with '{self.source}'"
+            )
+        if self.source == "files" and not {"train", "text", "label"} <= set(given):
+            raise ValueError("source = 'files' needs `train`, `text` and `label`")
+        if isinstance(self.text, list) and len(self.text) not in (1, 2):
+            raise ValueError("`text` must name one column, or the two of a pair")
+        return self
+
+
+class SequenceSettings(_Section):
+    """Tasks that are trained one after the other."""
+
+    tasks: list[Name] = Field(min_length=1)
+
+    @property
+    def name(self) -> str:
+        """The sequence in words."""
+        return " -> ".join(self.tasks)
+
+
+class ArmSettings(_Section):
+    """One way of training that is compared with the others.
+
+    Args:
+        name: How the arm is called in reports.
+        rate: One learning rate for all groups.
+        decay: With `rate`, which is then the head's: layer-wise decay, see
+            `lrdist_keras.distribution.llrd`.
+        distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`.
+        resample: Whether a distribution of another scheme is fitted to the model's.
+        rescale: Geometric mean over groups that the distribution is brought to.
+        strategy: `plain`, or `ewc`, with the Fisher of each task so far.
+        strength: Lambda of the strategy's penalty lambda / 2 sum F (w - w*)^2.
+    """
+
+    name: Name
+    rate: Rate | None = None
+    decay: float | None = Field(default=None, gt=0, le=1)
+    distribution: UserPath | None = None
+    resample: bool = False
+    rescale: Rate | None = None
+    strategy: Literal["plain", "ewc"] = "plain"
+    strength: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_source_of_rates(self) -> Self:
+        if (self.rate is None) == (self.distribution is None):
+            raise ValueError("an arm has either `rate` or `distribution`")
+        if self.decay is not None and self.rate is None:
+            raise ValueError("`decay` goes with `rate`")
+        if self.distribution is None and (self.resample or self.rescale):
+            raise ValueError("`resample` and `rescale` go with `distribution`")
+        if (self.strategy == "plain") != (self.strength is None):
+            raise ValueError(
+                "`strength` must be given with strategy = 'ewc', and only with it"
+            )
+        return self
+
+
+class TrainingSettings(_Section):
+    """How each task is trained.
+
+    Args:
+        epochs: Passes over the training examples of a task.
+        batch_size: Examples per step.
+        optimizer: `adam`, as in the paper, or `adamw`.
+        weight_decay: Decoupled weight decay of `adamw`.
+        max_length: Tokens per example at most, special tokens included.
+        warmup: Share of a task's steps in which the rate rises linearly from 0.
+        schedule: What follows: `cosine` falls to 0, `constant` stays.
+        steps_per_call: Steps that run on the device before the host is asked again.
+        evaluation_batch_size: Examples per evaluation batch.
+        curve_points: How often task A is evaluated while a later task trains.
+        curve_examples: Validation examples used for that, a stratified subset.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    max_length: int = Field(default=128, ge=8)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    steps_per_call: int = Field(default=8, ge=1)
+    evaluation_batch_size: int = Field(default=64, ge=1)
+    curve_points: int = Field(default=4, ge=0)
+    curve_examples: int = Field(default=200, ge=1)
+
+
+class Configuration(_Section):
+    """A whole comparison: tasks, sequences of them, arms and seeds."""
+
+    name: Name
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    tasks: list[TaskSettings] = Field(min_length=1)
+    sequences: list[SequenceSettings] = Field(min_length=1)
+    arms: list[ArmSettings] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        return _unique(seeds, "seed")
+
+    @field_validator("tasks", "arms", "sequences")
+    @classmethod
+    def _names_differ(cls, entries: list[Any]) -> list[Any]:
+        _unique([entry.name for entry in entries], "name")
+        return entries
+
+    @model_validator(mode="after")
+    def _sequences_know_their_tasks(self) -> Self:
+        names = [task.name for task in self.tasks]
+        for sequence in self.sequences:
+            for name in sequence.tasks:
+                if name not in names:
+                    raise ValueError(
+                        f"the sequence '{sequence.name}' has the task '{name}', which "
+                        f"[[tasks]] does not define{nearest(name, names)}"
+                    )
+            _unique(sequence.tasks, "task of a sequence")
+        return self
+
+    def task(self, name: str) -> TaskSettings:
+        """The task of this name."""
+        return next(task for task in self.tasks if task.name == name)
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configuration:
+    """Reads a configuration file.
+
+    Args:
+        path: A TOML file.
+        overrides: `section.key=value` each, applied in order. The value is read as
+            TOML, or as text where it is none. An entry of a list of tables is named by
+            its `name` or its index: `tasks.topic.train_examples=100`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If something is wrong in it; the message names the file, the path
+            of the key, the rule and the nearest valid key.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Configuration.model_validate(content)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ValueError(f"{path}: " + "; ".join(problems)) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint that names the nearest of the known names, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ValueError(
+            "An override is written section.key=value, for example "
+            f"training.epochs=2. Received: {override!r}"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = parts
+    target: Any = content
+    for i, part in enumerate(sections):
+        if isinstance(target, list):
+            target = target[_index(target, part, ".".join(parts[: i + 1]))]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+    if isinstance(target, list):
+        target[_index(target, last, key)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise ValueError(
+            f"The override {override!r} goes into '{'.'.join(sections)}', which is a "
+            "single value and not a section."
+        )
+
+
+def _index(entries: list[Any], part: str, where: str) -> int:
+    names = [e.get("name") for e in entries if isinstance(e, dict)]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(entries):
+        return int(part)
+    raise ValueError(
+        f"The override names '{where}', which is neither the name nor the index of an "
+        f"entry{nearest(part, [n for n in names if n])}. Names: {names}"
+    )
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        hint = nearest(location[-1], known) or f"; known are {', '.join(known)}"
+        return f"unknown key '{where}'{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"the key '{where}' is missing"
+    received = problem["input"]
+    if isinstance(received, dict | list):
+        return f"'{where}': {message}"
+    return f"'{where}': {message}. Received: {received!r}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    section: type[BaseModel] = Configuration
+    homes: dict[str, type[BaseModel]] = {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "training": TrainingSettings,
+        "tasks": TaskSettings,
+        "sequences": SequenceSettings,
+        "arms": ArmSettings,
+    }
+    for part in location:
+        section = homes.get(part, section)
+    return list(section.model_fields)
+
+
+def _unique(values: list[Any], what: str) -> list[Any]:
+    repeated = sorted({v for v in values if values.count(v) > 1})
+    if repeated:
+        raise ValueError(f"every {what} may stand only once. Repeated: {repeated}")
+    return values
