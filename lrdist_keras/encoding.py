@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lrdist_keras import imports
 from lrdist_keras.tasks import Split
 
 Texts = tuple[Sequence[str], ...]
@@ -323,11 +324,7 @@ def _file_tokenizer(content: bytes) -> Tokenizer:
 
 
 def _keras_hub_tokenizer(preset: str) -> Tokenizer:
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    import keras_hub
-
+    keras_hub = imports.keras_hub()
     tokenizer = keras_hub.models.Tokenizer.from_preset(preset)
     state = [tokenizer.get_config(), list(tokenizer.get_vocabulary())]
     state.append(getattr(tokenizer, "merges", None))

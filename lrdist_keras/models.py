@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lrdist_keras import imports
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.files import package_folder
 
@@ -27,6 +28,7 @@ class Encoder:
         weights: Pretrained values of the trainable variables, in host memory.
         state: Values of the other variables (seeds of dropout), in host memory.
         last_token: Whether the last token stands for the text (GPT-2), not the first.
+        max_length: Positions that the model has, or None where there is no limit.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class Encoder:
     weights: list[np.ndarray]
     state: list[np.ndarray]
     last_token: bool
+    max_length: int | None
 
     @property
     def width(self) -> int:
@@ -101,15 +104,12 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
     Raises:
         ValueError: If the preset cannot be had or is no text encoder.
     """
-    import tensorflow as tf
-
-    # KerasHub brings TensorFlow, which would take the memory of a GPU for itself.
-    tf.config.set_visible_devices([], "GPU")
     import keras
-    import keras_hub
 
     try:
-        backbone = keras_hub.models.Backbone.from_preset(preset, dropout=dropout)
+        backbone = imports.keras_hub().models.Backbone.from_preset(
+            preset, dropout=dropout
+        )
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
@@ -133,6 +133,7 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
         weights=[np.asarray(v.value) for v in model.trainable_variables],
         state=[np.asarray(v.value) for v in model.non_trainable_variables],
         last_token=type(backbone).__name__.startswith("GPT2"),
+        max_length=getattr(backbone, "max_sequence_length", None),
     )
 
 

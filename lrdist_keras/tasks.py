@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lrdist_keras import imports
 from lrdist_keras.config import DataSettings, TaskSettings, nearest
 from lrdist_keras.files import package_folder
 
@@ -151,10 +152,7 @@ def _load_glue(name: str, data: DataSettings) -> Task:
             f"The data folder '{data.dir}' does not exist; name the folder of prepared "
             "TFDS data with data.dir, or set data.download = true."
         )
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    tf.config.set_visible_devices([], "GPU")
+    tfds = imports.tensorflow_datasets()
     columns, validation = _GLUE[name]
     splits = {}
     class_names: list[str] = []

@@ -1,0 +1,391 @@
+"""Arms x sequences x seeds: a table of runs that can be interrupted and taken up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrdist_keras import metrics
+from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
+from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.encoding import encode, load_tokenizer
+from lrdist_keras.files import replacing, write_text
+from lrdist_keras.groups import Scheme
+from lrdist_keras.models import find_preset, load_encoder
+from lrdist_keras.statistics import METRICS, summarize
+from lrdist_keras.tasks import load_task
+from lrdist_keras.training import Run, SequentialTrainer, TaskData
+
+_PACKAGES = (
+    "lrdist-keras",
+    "keras",
+    "jax",
+    "jaxlib",
+    "keras-hub",
+    "numpy",
+    "tokenizers",
+    "tensorflow-datasets",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is ready to run: everything in it has been checked.
+
+    Args:
+        configuration: What is compared.
+        folder: Where the results lie.
+        trainer: Trains sequences on the encoder.
+        tasks: Encoded tasks by name.
+        distributions: Learning rates by name of the arm, on the trainer's scheme.
+    """
+
+    configuration: Configuration
+    folder: Path
+    trainer: SequentialTrainer
+    tasks: Mapping[str, TaskData]
+    distributions: Mapping[str, Distribution]
+
+    def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
+        """Returns the runs that are not done yet; seeds outermost, to have pairs."""
+        done = {(r["sequence"], r["arm"], r["seed"]) for r in read_runs(self.folder)}
+        configuration = self.configuration
+        return [
+            (sequence, arm, seed)
+            for seed in configuration.seeds
+            for sequence in configuration.sequences
+            for arm in configuration.arms
+            if (sequence.name, arm.name, seed) not in done
+        ]
+
+    def steps(self, sequence: SequenceSettings) -> int:
+        """Returns the training steps of one run of a sequence."""
+        return self.trainer.steps([self.tasks[name] for name in sequence.tasks])
+
+    def run(
+        self,
+        on_start: Callable[[SequenceSettings, ArmSettings, int], None],
+        on_steps: Callable[[int], None],
+        on_record: Callable[[dict[str, Any]], None],
+    ) -> list[dict[str, Any]]:
+        """Does the pending runs and returns the records of all.
+
+        Each finished run is one line in `runs.jsonl`, flushed to the disk, and a file
+        of logits; a run that was interrupted is done again from its start.
+
+        Args:
+            on_start: Called before each run.
+            on_steps: Called with the number of training steps just done.
+            on_record: Called with the record of each finished run.
+
+        Raises:
+            OSError: If the folder cannot be written to, or another process works in it.
+        """
+        with _locked(self.folder):
+            for sequence, arm, seed in self.pending():
+                on_start(sequence, arm, seed)
+                tasks = [self.tasks[name] for name in sequence.tasks]
+                run = self.trainer.run(
+                    tasks, self.distributions[arm.name], arm, seed, on_steps
+                )
+                record = _record(run, sequence, arm.name, seed)
+                self._save_logits(run, sequence, arm, seed)
+                line = json.dumps(record, allow_nan=False) + "\n"
+                with (self.folder / "runs.jsonl").open("ab") as file:
+                    file.write(line.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                on_record(record)
+        return self.records()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the finished runs of this configuration, in its order."""
+        configuration = self.configuration
+        found = {
+            (r["sequence"], r["arm"], r["seed"]): r for r in read_runs(self.folder)
+        }
+        return [
+            found[key]
+            for sequence in configuration.sequences
+            for arm in configuration.arms
+            for seed in configuration.seeds
+            if (key := (sequence.name, arm.name, seed)) in found
+        ]
+
+    def save_results(self, records: Sequence[dict[str, Any]]) -> None:
+        """Writes `results.json`: configuration, versions, machine, table and runs."""
+        results = {
+            "name": self.configuration.name,
+            "configuration": self.configuration.model_dump(),
+            "versions": _versions(),
+            "machine": _machine(),
+            "distributions": {n: d.to_json() for n, d in self.distributions.items()},
+            "table": [
+                {
+                    "sequence": s.sequence,
+                    "arm": s.arm,
+                    "seeds": s.seeds,
+                    "learned": s.learned,
+                    "mean": _without_nan(s.mean),
+                    "standard_deviation": _without_nan(s.deviation),
+                }
+                for s in summarize(records)
+            ],
+            "runs": list(records),
+        }
+        text = json.dumps(results, indent=1, allow_nan=False)
+        write_text(self.folder / "results.json", text + "\n")
+
+    def _save_logits(
+        self, run: Run, sequence: SequenceSettings, arm: ArmSettings, seed: int
+    ) -> None:
+        configuration = self.configuration
+        where = [configuration.sequences.index(sequence), configuration.arms.index(arm)]
+        name = "-".join(map(str, [*where, seed]))
+        arrays = {f"after_{i}_on_{j}": v for (i, j), v in run.logits.items()}
+        with replacing(self.folder / "logits" / f"{name}.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Comparison:
+    """Loads and checks all that a comparison needs.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration, or an input breaks a
+            rule.
+        OSError: If an input is missing or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    claim(configuration, folder)
+    given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
+    preset = find_preset(configuration.model)
+    loaded = {
+        settings.name: (settings, load_task(settings, configuration.data))
+        for settings in configuration.tasks
+        if any(settings.name in sequence.tasks for sequence in configuration.sequences)
+    }
+    for settings, task in loaded.values():
+        count, available = settings.train_examples, len(task.splits["train"])
+        if count is not None and count > available:
+            raise ValueError(
+                f"Task '{settings.name}': `train_examples` must be at most the "
+                f"{available} examples there are. Received: {count}"
+            )
+    training = configuration.training
+    encoder = load_encoder(preset, configuration.model.dropout)
+    tokenizer = load_tokenizer(preset)
+    if (most := encoder.max_length) is not None and training.max_length > most:
+        raise ValueError(
+            f"training.max_length must be at most the {most} positions of the model. "
+            f"Received: {training.max_length}"
+        )
+    tasks = {}
+    for name, (settings, task) in loaded.items():
+        train, validation = (
+            encode(
+                task.splits[split],
+                tokenizer,
+                training.max_length,
+                configuration.data.cache,
+                f"{name}, {split}",
+            )
+            for split in ("train", "validation")
+        )
+        tasks[name] = TaskData(
+            name=name,
+            train=train,
+            validation=validation,
+            classes=len(task.class_names),
+            train_examples=settings.train_examples,
+            epochs=settings.epochs or training.epochs,
+        )
+    trainer = SequentialTrainer(
+        encoder,
+        training,
+        configuration.model.encoder_groups,
+        configuration.model.rounding,
+    )
+    distributions = {
+        arm.name: arm_distribution(arm, given.get(arm.name), trainer.scheme)
+        for arm in configuration.arms
+    }
+    return Comparison(configuration, folder, trainer, tasks, distributions)
+
+
+def arm_distribution(
+    arm: ArmSettings, given: Distribution | None, scheme: Scheme
+) -> Distribution:
+    """Returns the learning rates of an arm on the model's scheme.
+
+    Raises:
+        ValueError: If its distribution is of another scheme and is not to be resampled.
+    """
+    if given is None:
+        rate = arm.rate or 0.0
+        return (
+            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme)
+        )
+    if given.scheme != scheme:
+        if not arm.resample:
+            raise ValueError(
+                f"Arm '{arm.name}': the distribution '{arm.distribution}' is of the "
+                f"scheme {given.scheme}, the model of {scheme}; set resample = true to "
+                "fit it to the model."
+            )
+        given = given.resample(scheme)
+    return given if arm.rescale is None else given.rescaled(arm.rescale)
+
+
+def claim(configuration: Configuration, folder: Path) -> None:
+    """Makes the folder that of this configuration; more seeds may be added later.
+
+    Raises:
+        ValueError: If it belongs to another configuration.
+        OSError: If it cannot be written to.
+    """
+    path = folder / "configuration.json"
+    content = configuration.model_dump()
+    if path.is_file():
+        old, new = _identity(json.loads(path.read_text("utf-8"))), _identity(content)
+        differing = sorted(
+            k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
+        )
+        if differing:
+            raise ValueError(
+                f"The folder '{folder}' belongs to another configuration; name another "
+                f"with --out, or remove it. What differs: {', '.join(differing)}"
+            )
+    elif (folder / "runs.jsonl").exists():
+        raise ValueError(
+            f"The folder '{folder}' holds runs without a configuration.json; name "
+            "another with --out."
+        )
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the finished runs of a folder.
+
+    A last line without its end is what an interruption left: it is cut off, and that
+    run is done again.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
+    path = Path(folder) / "runs.jsonl"
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with replacing(path) as file:
+            file.write(whole)
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number} is damaged; remove the line to do its run "
+                "again."
+            ) from None
+    return records
+
+
+def _record(
+    run: Run, sequence: SequenceSettings, arm: str, seed: int
+) -> dict[str, Any]:
+    matrix = run.accuracy
+    values = {name: getattr(metrics, name)(matrix) for name in METRICS}
+    return {
+        "sequence": sequence.name,
+        "arm": arm,
+        "seed": seed,
+        "tasks": list(sequence.tasks),
+        **_without_nan(values),
+        "learned": metrics.learned(matrix, run.majority_rates, run.examples),
+        "accuracy": [
+            [None if math.isnan(x) else x for x in row] for row in matrix.tolist()
+        ],
+        "majority_rates": run.majority_rates.tolist(),
+        "examples": run.examples.tolist(),
+        "curves": run.curves,
+        "seconds": round(run.seconds, 3),
+        "training_seconds": round(run.training_seconds, 3),
+        "compile_seconds": round(run.compile_seconds, 3),
+        "examples_per_second": round(run.examples_per_second, 2),
+        "compilations": run.compilations,
+    }
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(v) else v for name, v in values.items()}
+
+
+def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change between the runs of one folder, by path of the key."""
+    flat_: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and any(isinstance(x, dict) for x in value):
+            for i, inner in enumerate(value):
+                walk(inner, f"{path}.{i}")
+        else:
+            flat_[path] = value
+
+    walk({k: v for k, v in content.items() if k != "seeds"}, "")
+    for free in ("data.cache", "data.download"):
+        flat_.pop(free, None)
+    return flat_
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of the folder; a killed one lets go by itself."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"Another process is working in '{folder}'; wait for it, or name "
+                "another folder with --out."
+            ) from None
+        yield
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "devices": [str(device) for device in jax.devices()],
+    }

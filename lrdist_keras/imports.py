@@ -1,0 +1,56 @@
+"""TensorFlow and what brings it, imported late, quietly and without taking a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NOISE = re.compile(r"I\d{4} |WARNING: All log messages before absl|To enable the foll")
+
+
+def keras_hub() -> Any:
+    """Imports KerasHub, which needs TensorFlow for its tokenizers."""
+    with _quietly():
+        _tensorflow()
+        import keras_hub
+
+    return keras_hub
+
+
+def tensorflow_datasets() -> Any:
+    """Imports TensorFlow Datasets."""
+    with _quietly():
+        _tensorflow()
+        import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def _tensorflow() -> None:
+    import tensorflow
+
+    # TensorFlow would take all of a GPU's memory for itself; here it only reads data.
+    tensorflow.config.set_visible_devices([], "GPU")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps the informational lines of TensorFlow's C++ code off stderr."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                if not _NOISE.match(line):
+                    print(line, file=sys.stderr)

@@ -1,0 +1,210 @@
+"""Tables for the terminal, and the picture of a comparison."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from lrdist_keras.distribution import Distribution
+from lrdist_keras.files import replacing
+from lrdist_keras.statistics import Summary
+
+_MARKERS = "osD^vP*X"
+_ARMS_PER_TABLE = 4
+SPREAD_LIMIT = 3.0
+
+
+def group_tables(
+    groups: Sequence[tuple[str, int, int]], distributions: Mapping[str, Distribution]
+) -> list[Table]:
+    """Returns the table of group, variables, parameters and each arm's rate.
+
+    Arms with the same rates share a column; several tables where there are many arms.
+    """
+    columns: dict[tuple[float, ...], list[str]] = {}
+    for arm, distribution in distributions.items():
+        columns.setdefault(tuple(distribution.values), []).append(arm)
+    arms = [(", ".join(names), rates) for rates, names in columns.items()]
+    parts = [
+        arms[i : i + _ARMS_PER_TABLE] for i in range(0, len(arms), _ARMS_PER_TABLE)
+    ]
+    total = ("all", str(sum(g[1] for g in groups)), f"{sum(g[2] for g in groups):,}")
+    tables = []
+    for part in parts or [[]]:
+        table = _table("Groups and their learning rates")
+        table.add_column("group")
+        for heading in ("variables", "parameters", *(arm for arm, _ in part)):
+            table.add_column(heading, justify="right", overflow="fold")
+        for index, (name, variables, parameters) in enumerate(groups):
+            rates_of = [f"{rates[index]:.2e}" for _, rates in part]
+            table.add_row(name, str(variables), f"{parameters:,}", *rates_of)
+        table.add_row(*total, *[""] * len(part), style="bold")
+        tables.append(table)
+    return tables
+
+
+def results_table(summaries: Sequence[Summary], title: str) -> Table:
+    """Returns the table of the metrics, mean ± standard deviation over the seeds."""
+    table = _table(title)
+    several = len({s.sequence for s in summaries}) > 1
+    for heading in (*(["sequence"] if several else []), "arm"):
+        table.add_column(heading)
+    for heading in ("a1", "p_s", "p_o", "p_s + p_o", "forgetting", "learned"):
+        table.add_column(heading, justify="right")
+    for s in summaries:
+        cells = [_with_deviation(s.mean[n], s.deviation[n]) for n in s.mean]
+        learned = f"{s.learned}/{s.seeds}"
+        if s.learned < s.seeds:
+            learned = f"[red]{learned}[/red]"
+        table.add_row(*([s.sequence] if several else []), s.arm, *cells, learned)
+    table.caption = (
+        "Mean ± standard deviation over the seeds. learned: runs in which every task "
+        "got 2 standard errors above its majority rate; the others (red) are left out "
+        "of forgetting."
+    )
+    return table
+
+
+def distribution_table(distribution: Distribution, title: str) -> Table:
+    """Returns the table of a distribution."""
+    table = _table(title)
+    for heading in ("group", "rate", "multiplier"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    for name, rate in distribution.rates.items():
+        table.add_row(name, f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}")
+    table.caption = (
+        f"scheme {distribution.scheme}; geometric mean "
+        f"{distribution.geometric_mean:.4e}"
+    )
+    return table
+
+
+def spread_table(
+    combined: Distribution, pairs: Sequence[Distribution], spread: Mapping[str, float]
+) -> Table:
+    """Returns the table of a combination and of how far the pairs lie apart."""
+    table = _table("Combined distribution")
+    table.add_column("group")
+    for heading in ("rate", "smallest", "largest", "largest / smallest"):
+        table.add_column(heading, justify="right")
+    for name, rate in combined.rates.items():
+        values = [pair.rates[name] for pair in pairs]
+        factor = f"{spread[name]:.2f}"
+        table.add_row(
+            name,
+            f"{rate:.4e}",
+            f"{min(values):.4e}",
+            f"{max(values):.4e}",
+            f"[red]{factor}[/red]" if spread[name] > SPREAD_LIMIT else factor,
+        )
+    return table
+
+
+def save_picture(
+    path: str | os.PathLike[str],
+    records: Sequence[Mapping[str, Any]],
+    distributions: Mapping[str, Distribution],
+) -> None:
+    """Draws a comparison: distributions, p_s against p_o, and the forgetting curve.
+
+    One row of the three panels per sequence. Small marks are single seeds, hollow where
+    the run did not learn; large ones are means over the seeds.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sequences = list(dict.fromkeys(record["sequence"] for record in records))
+    rows = len(sequences)
+    figure = Figure(figsize=(15, 4.6 * rows + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for row, sequence in zip(axes, sequences, strict=True):
+        runs = [record for record in records if record["sequence"] == sequence]
+        _draw_distributions(row[0], distributions)
+        _draw_accuracies(row[1], runs, list(distributions))
+        _draw_curves(row[2], runs, list(distributions))
+        row[1].set_title(sequence.replace("->", "→"))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels))
+    )
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+    )
+
+
+def _style(index: int) -> dict[str, Any]:
+    marker = _MARKERS[index % len(_MARKERS)]
+    return {"color": f"C{index % 10}", "marker": marker}
+
+
+def _draw_distributions(axis: Any, distributions: Mapping[str, Distribution]) -> None:
+    for index, (arm, distribution) in enumerate(distributions.items()):
+        # Arms with the same rates would hide each other.
+        shift = 0.06 * (index - (len(distributions) - 1) / 2)
+        position = np.arange(len(distribution.rates)) + shift
+        axis.plot(position, distribution.values, label=arm, lw=1, **_style(index))
+    names = list(next(iter(distributions.values())).rates)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yscale("log")
+    axis.set_ylabel("learning rate")
+    axis.set_title("distributions")
+    axis.grid(alpha=0.3)
+
+
+def _draw_accuracies(
+    axis: Any, runs: Sequence[Mapping[str, Any]], arms: Sequence[str]
+) -> None:
+    for index, arm in enumerate(arms):
+        chosen = [r for r in runs if r["arm"] == arm and r["p_o"] is not None]
+        style = _style(index)
+        for record in chosen:
+            face = style["color"] if record["learned"] else "none"
+            point = (record["p_s"], record["p_o"])
+            axis.plot(*point, markerfacecolor=face, ms=5, alpha=0.5, ls="", **style)
+        if chosen:
+            mean = [np.mean([r[name] for r in chosen]) for name in ("p_s", "p_o")]
+            axis.plot(*mean, ms=11, ls="", markeredgecolor="black", **style)
+    tasks = runs[0]["tasks"]
+    axis.set_xlabel(f"p_s: accuracy on {tasks[-1]} (second task)")
+    axis.set_ylabel(f"p_o: accuracy on {', '.join(tasks[:-1])} at the end")
+    axis.grid(alpha=0.3)
+
+
+def _draw_curves(
+    axis: Any, runs: Sequence[Mapping[str, Any]], arms: Sequence[str]
+) -> None:
+    first, last = runs[0]["tasks"][0], runs[0]["tasks"][-1]
+    for index, arm in enumerate(arms):
+        curves = [
+            record["curves"][last]
+            for record in runs
+            if record["arm"] == arm and last in record["curves"]
+        ]
+        for curve in curves:
+            axis.plot(curve["steps"], curve[first], color=f"C{index % 10}", alpha=0.25)
+        if curves:
+            steps = np.mean([curve["steps"] for curve in curves], axis=0)
+            mean = np.mean([curve[first] for curve in curves], axis=0)
+            axis.plot(steps, mean, lw=2, **_style(index))
+    axis.set_xlabel(f"steps on {last}")
+    axis.set_ylabel(f"accuracy on {first}")
+    axis.set_title(f"what training on {last} does to {first}")
+    axis.grid(alpha=0.3)
+
+
+def _with_deviation(mean: float, deviation: float) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
