@@ -1,0 +1,119 @@
+import pytest
+
+from lrdist_keras import config
+
+
+@pytest.fixture
+def write(tmp_path, toml):
+    def write(old="", new="", *overrides):
+        assert old in toml
+        path = tmp_path / "config.toml"
+        path.write_text(toml.replace(old, new, 1))
+        return config.load(path, overrides)
+
+    return write
+
+
+def test_a_whole_file_with_its_defaults(write):
+    c = write()
+    assert c.name == "small"
+    assert c.training.optimizer == "adam"
+    assert c.model.dropout == 0
+    assert [arm.name for arm in c.arms] == ["flat", "ewc", "kenneweg"]
+    assert c.sequences[0].name == "first -> second"
+    assert "~" not in c.data.cache
+
+
+def test_overrides_reach_sections_and_entries_by_name_or_index(write):
+    c = write(
+        "",
+        "",
+        "training.epochs=3",
+        "tasks.second.train_examples=7",
+        "arms.0.rate=0.5",
+        "seeds=[4]",
+        "data.dir=/some/where",
+        "name=other",
+        "model.dropout = 0.1",
+    )
+    assert c.training.epochs == 3
+    assert c.task("second").train_examples == 7
+    assert c.arms[0].rate == 0.5
+    assert c.seeds == [4]
+    assert c.data.dir == "/some/where"
+    assert c.name == "other"
+    assert c.model.dropout == 0.1
+
+
+def test_an_override_may_open_a_section(write):
+    c = write("[training]\nepochs = 1", "[training]\nwarmup = 0.2", "training.epochs=2")
+    assert (c.training.warmup, c.training.epochs) == (0.2, 2)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("training.epochs", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("tasks.secnd.train_examples=7", "did you mean 'second'"),
+        ("tasks.9.train_examples=7", "neither the name nor the index"),
+        ("name.inner=7", "single value and not a section"),
+        ("training.epoch=2", "did you mean 'epochs'"),
+        ("training.epochs=two", "'training.epochs'.*valid integer.*'two'"),
+    ],
+)
+def test_wrong_overrides(write, override, message):
+    with pytest.raises(ValueError, match=message):
+        write("", "", override)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("batch_size = 8", "batchsize = 8", "'training.batchsize'.*'batch_size'"),
+        ("[training]", "[trainig]", "'trainig'.*'training'"),
+        ("rate = 1e-2", "rat = 1e-2", "'arms.0.rat'.*'rate'"),
+        ("epochs = 1", "epochs = 'one'", "'training.epochs'"),
+        ("epochs = 1", "epochs = 0", "'training.epochs'.*greater than or equal to 1"),
+        ("rate = 1e-2", "rate = 0", "'arms.0.rate'.*greater than 0.*Received: 0"),
+        ("rate = 1e-2", "rate = -1e-2", "'arms.0.rate'.*greater than 0"),
+        ("rate = 1e-2", "rate = nan", "'arms.0.rate'"),
+        ("rate = 1e-2", "rate = inf", "'arms.0.rate'"),
+        ("rate = 1e-2", "", "either `rate` or `distribution`"),
+        ("rate = 1e-2", "rate = 1e-2\nrescale = 1e-2", "go with `distribution`"),
+        ("strength = 10.0", "", "`strength` must be given"),
+        ('strategy = "ewc"', "", "`strength` must be given"),
+        ('strategy = "ewc"', 'strategy = "ewg"', "'arms.1.strategy'"),
+        ('tasks = ["first", "second"]', 'tasks = ["frist"]', "did you mean 'first'"),
+        ('tasks = ["first", "second"]', 'tasks = ["first", "first"]', "only once"),
+        ('name = "ewc"', 'name = "flat"', "every name may stand only once"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "every seed may stand only once"),
+        ("seeds = [0, 1]", "seeds = []", "'seeds'"),
+        ("seeds = [0, 1]", "seeds = [-1]", "'seeds.0'"),
+        ('label = "label"', "", "needs `train`, `text` and `label`"),
+        ('source = "files"', 'source = "bbc/topic"', "only with source = 'files'"),
+        ('name = "small"', "", "the key 'name' is missing"),
+        ('text = "text"', 'text = ["a", "b", "c"]', "the two of a pair"),
+        ("[model]", "[model", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_key_and_rule(
+    write, tmp_path, old, new, message
+):
+    with pytest.raises(ValueError, match=message) as error:
+        write(old, new)
+    assert str(tmp_path / "config.toml") in str(error.value)
+
+
+def test_all_problems_are_told_at_once(write):
+    with pytest.raises(ValueError) as error:
+        write("epochs = 1\nbatch_size = 8", "epoch = 1\nbatch_size = 0")
+    assert "training.epoch" in str(error.value)
+    assert "training.batch_size" in str(error.value)
+
+
+def test_the_configurations_of_the_project_are_valid(pytestconfig):
+    files = sorted((pytestconfig.rootpath / "configs").rglob("*.toml"))
+    assert {"quickstart.toml", "sst2_mrpc.toml"} <= {file.name for file in files}
+    for file in files:
+        assert config.load(file).arms
