@@ -1,0 +1,347 @@
+from dataclasses import replace
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from lrdist_keras import training
+from lrdist_keras.config import ArmSettings, TrainingSettings
+from lrdist_keras.distribution import Distribution, flat, kenneweg2022
+from lrdist_keras.encoding import Encoded, load_tokenizer, take
+from lrdist_keras.models import load_encoder
+from lrdist_keras.training import SequentialTrainer, TaskData, schedule
+
+PLAIN = ArmSettings(name="plain", rate=1e-3)
+EWC = ArmSettings(name="ewc", rate=1e-3, strategy="ewc", strength=0.0)
+
+
+def data(seed, count=36, classes=2, longest=30, vocabulary=30):
+    """Random ids whose label is told by the part of the vocabulary they are from."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, longest, count)
+    labels = rng.integers(0, classes, count).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    part = (vocabulary - 5) // classes
+    start = 5 + part * np.repeat(labels, lengths)
+    ids = (start + rng.integers(0, part, offsets[-1])).astype(np.int32)
+    ids[offsets[:-1]] = 2
+    return Encoded(ids, offsets, lengths, labels, 0)
+
+
+def task(name, seed, classes=2, epochs=2, **settings):
+    train, validation = data(seed, classes=classes), data(seed + 50, 24, classes)
+    return TaskData(
+        **{
+            "name": name,
+            "train": train,
+            "validation": validation,
+            "classes": classes,
+            "train_examples": None,
+            "epochs": epochs,
+        }
+        | settings
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_preset):
+    return load_encoder(str(tiny_preset))
+
+
+@pytest.fixture(scope="module")
+def trainer(encoder):
+    settings = TrainingSettings(
+        batch_size=8,
+        max_length=32,
+        steps_per_call=2,
+        evaluation_batch_size=16,
+        curve_points=2,
+        curve_examples=10,
+    )
+    return SequentialTrainer(encoder, settings)
+
+
+TASKS = [task("a", 0), task("b", 1)]
+
+
+def same(one, two):
+    return all(np.array_equal(one.logits[key], two.logits[key]) for key in one.logits)
+
+
+def test_schedule_is_the_formula():
+    total, warmup = 20, 0.25
+    found = [float(schedule(t, total, warmup, "cosine")) for t in range(total)]
+    rise = [(t + 1) / 5 for t in range(5)]
+    fall = [(1 + np.cos(np.pi * (t - 5) / 15)) / 2 for t in range(5, 20)]
+    np.testing.assert_allclose(found, rise + fall, rtol=1e-5, atol=1e-7)
+    constant = [float(schedule(t, total, 0.0, "constant")) for t in range(total)]
+    assert constant == [1.0] * total
+    assert float(schedule(0, 3, 0.1, "cosine")) == 1.0
+
+
+class OurSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up over 2 of 20 steps, then a cosine, in NumPy's words."""
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        fall = 0.5 * (1 + keras.ops.cos(np.pi * (step - 2) / 18))
+        return 1e-3 * keras.ops.where(step < 2, (step + 1) / 2, fall)
+
+
+def compare_with_fit(encoder, length, vocabulary, rate, tolerance):
+    """Trains 20 steps with `fit` and with our loop; returns the largest difference."""
+    settings = TrainingSettings(batch_size=8, max_length=length, steps_per_call=3)
+    trainer = SequentialTrainer(encoder, settings)
+    train = data(3, count=160, longest=length, vocabulary=vocabulary)
+    one = TaskData("a", train, train, 2, None, 1)
+    seed = 4
+    rng = training._rng(seed, training._ORDER, 0)
+    plan = training.training_steps(train, length, 8, 3, rng)
+    batches = [train.arrays(row, call.length) for call in plan for row in call.indices]
+    assert len(batches) == 20
+    head = keras.layers.Dense(2, name="head")
+    model = keras.Model(
+        encoder.model.inputs, head(encoder.model.output[:, 0]), name="fit"
+    )
+    kernel, bias = training.new_head(2, encoder.width, training._rng(seed, 1, 0))
+    head.set_weights([kernel, bias])
+    for v, w in zip(encoder.model.trainable_variables, encoder.weights, strict=True):
+        v.assign(w)
+
+    def stream():
+        names = [tensor.name for tensor in model.inputs]
+        for batch in batches:
+            yield {name: batch[name] for name in names}, batch["labels"]
+
+    model.compile(
+        keras.optimizers.Adam(OurSchedule() if rate is None else rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(stream(), steps_per_epoch=20, epochs=1, verbose=0, shuffle=False)
+    expected = [np.asarray(v.value) for v in model.trainable_variables]
+    distribution = flat(1e-3 if rate is None else rate, trainer.scheme)
+    if rate is not None:
+        constant = settings.model_copy(update={"warmup": 0.0, "schedule": "constant"})
+        trainer = SequentialTrainer(encoder, constant)
+    start = [jax.numpy.array(w) for w in [*encoder.weights, kernel, bias]]
+    found, _ = trainer._train(
+        train,
+        one,
+        start,
+        [jax.numpy.array(x) for x in encoder.state],
+        distribution,
+        None,
+        training._rng(seed, training._ORDER, 0),
+        None,
+        lambda steps: None,
+    )
+    paths = [v.path for v in model.trainable_variables]
+    for path, a, b, before in zip(
+        paths, found, expected, [*encoder.weights, kernel, bias], strict=True
+    ):
+        if path.endswith("key/bias"):  # its gradient is zero but for rounding
+            continue
+        assert not np.array_equal(b, before) or "position" in path, path
+        np.testing.assert_allclose(a, b, atol=tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("rate", [1e-3, None], ids=["constant", "cosine"])
+def test_20_steps_end_at_the_weights_of_keras_fit(encoder, rate):
+    # Adam divides by the root of the second moment: where a gradient is near 1e-7,
+    # rounding moves a step by a few per mille of the rate of 1e-3.
+    compare_with_fit(encoder, 32, 30, rate, tolerance=2e-5)
+
+
+def test_20_steps_end_at_the_weights_of_keras_fit_on_real_weights(minilm):
+    real = load_encoder(str(minilm))
+    compare_with_fit(real, 32, 30000, 1e-5, tolerance=2e-6)
+
+
+def test_a_run_gives_what_it_promises(trainer):
+    run = trainer.run(TASKS, flat(3e-3, trainer.scheme), PLAIN, seed=0)
+    assert np.isnan(run.accuracy).tolist() == [[False, True], [False, False]]
+    assert set(run.logits) == {(0, 0), (1, 0), (1, 1)}
+    for (after, on), logits in run.logits.items():
+        labels = TASKS[on].validation.labels
+        assert logits.shape == (24, 2)
+        assert run.accuracy[after, on] == np.mean(logits.argmax(1) == labels)
+    assert run.examples.tolist() == [24, 24]
+    curve = run.curves["b"]
+    assert curve["steps"][0] == 0 and curve["steps"][-1] == 10
+    assert len(curve["a"]) == len(curve["steps"]) == 3
+    assert run.seconds > run.training_seconds > 0
+
+
+def test_the_curve_starts_and_ends_with_the_matrix(encoder, trainer):
+    settings = trainer.settings.model_copy(update={"curve_examples": 24})
+    whole = SequentialTrainer(encoder, settings)
+    run = whole.run(TASKS, flat(3e-3, whole.scheme), PLAIN, seed=0)
+    assert run.curves["b"]["a"][0] == run.accuracy[0, 0]
+    assert run.curves["b"]["a"][-1] == run.accuracy[1, 0]
+
+
+def test_the_same_seed_gives_the_same_numbers(trainer):
+    rates = kenneweg2022().resample(trainer.scheme).rescaled(1e-3)
+    one, again, other = (trainer.run(TASKS, rates, PLAIN, s) for s in (1, 1, 2))
+    assert same(one, again)
+    assert not same(one, other)
+
+
+def test_a_task_that_can_be_learned_is_learned(trainer):
+    many = task("a", 0, epochs=30)
+    run = trainer.run([many], flat(1e-2, trainer.scheme), PLAIN, seed=0)
+    assert run.accuracy[0, 0] > 0.9
+
+
+def test_one_program_per_kind_head_and_bucket(encoder):
+    settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
+    fresh = SequentialTrainer(encoder, settings)
+    tasks = [
+        task("a", 0, train=data(0, longest=48), validation=data(5, longest=48)),
+        task("b", 1, train=data(1, longest=48), validation=data(6, longest=48)),
+        task("c", 2, classes=3),
+    ]
+    buckets = 2
+    first = fresh.run(tasks, flat(1e-3, fresh.scheme), PLAIN, seed=0)
+    # Two classes in two buckets, three classes in one: training and evaluation.
+    assert first.compilations == 2 * (buckets + 1)
+    for rate, seed in [(1e-2, 0), (1e-3, 1), (3e-4, 2)]:
+        again = fresh.run(tasks, flat(rate, fresh.scheme), PLAIN, seed)
+        assert again.compilations == 0
+    shaped = kenneweg2022().resample(fresh.scheme)
+    assert fresh.run(tasks, shaped, PLAIN, 3).compilations == 0
+    ewc = fresh.run(tasks, shaped, EWC, 3)
+    # The penalised step of b and c, and the Fisher of a and b.
+    assert ewc.compilations == (buckets + 1) + buckets
+
+
+def test_ewc_of_strength_zero_equals_flat_bit_for_bit(trainer):
+    rates = flat(3e-3, trainer.scheme)
+    assert same(
+        trainer.run(TASKS, rates, PLAIN, seed=0), trainer.run(TASKS, rates, EWC, seed=0)
+    )
+
+
+def test_ewc_holds_the_first_task_more_the_stronger_it_is(trainer):
+    """The logits on task a move less from where they were after it."""
+    rates = flat(3e-3, trainer.scheme)
+    tasks = [task("a", 0, epochs=4), task("b", 1, epochs=4)]
+    moved = []
+    for strength in (0.0, 1e4, 1e8):
+        arm = EWC.model_copy(update={"strength": strength})
+        run = trainer.run(tasks, rates, arm, seed=0)
+        # Head a does not change while b trains: what moves is the encoder.
+        moved.append(np.abs(run.logits[1, 0] - run.logits[0, 0]).mean())
+    assert moved[0] > moved[1] > moved[2]
+
+
+def test_the_fisher_is_that_of_single_examples(trainer):
+    """Mean over examples of the squared gradient, one example after the other."""
+    few = task("a", 0, train=data(0, count=6))
+    encoder = trainer.encoder
+    head = training.new_head(2, encoder.width, np.random.default_rng(0))
+    values = [jax.numpy.array(x) for x in [*encoder.weights, *head]]
+    found = trainer._fisher(few.train, values, few)
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(weights, example):
+        logits, _ = trainer._logits(
+            [*weights, *head], encoder.state, example, training=False
+        )
+        return jax.nn.log_softmax(logits)[0, example["labels"][0]]
+
+    expected = [np.zeros(w.shape) for w in encoder.weights]
+    for i in range(6):
+        example = few.train.arrays(np.array([i]), 32)
+        gradients = gradient_of(list(encoder.weights), example)
+        for total, gradient in zip(expected, gradients, strict=True):
+            total += np.asarray(gradient, np.float64) ** 2 / 6
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-9 * max(1, np.max(b)))
+
+
+def test_a_tiny_rate_freezes_its_group(trainer):
+    """The embeddings stay where their rate is the smallest that a file can hold."""
+    rates = dict.fromkeys(trainer.scheme.names, 1e-2) | {"embeddings": 1e-30}
+    before = [np.array(w) for w in trainer.encoder.weights]
+    values = [jax.numpy.array(x) for x in before]
+    values += training.new_head(2, 8, np.random.default_rng(0))
+    after, _ = trainer._train(
+        TASKS[0].train,
+        TASKS[0],
+        [jax.numpy.array(v) for v in values],
+        [jax.numpy.array(x) for x in trainer.encoder.state],
+        Distribution(trainer.scheme, rates),
+        None,
+        np.random.default_rng(0),
+        None,
+        lambda steps: None,
+    )
+    paths = [v.path for v in trainer.encoder.model.trainable_variables]
+    for path, a, b in zip(paths, before, after, strict=False):
+        frozen = np.allclose(a, b, rtol=0, atol=1e-25)
+        assert frozen == ("embedding" in path), path
+
+
+def test_subsets_are_drawn_by_the_seed_and_paired_over_arms(trainer, monkeypatch):
+    seen = []
+
+    def spy(encoded, indices):
+        seen.append(indices.tolist())
+        return take(encoded, indices)
+
+    monkeypatch.setattr(training, "take", spy)
+    small = [task("a", 0, train_examples=16, epochs=1)]
+    for rate, seed in [(1e-3, 0), (1e-2, 0), (1e-3, 1)]:
+        trainer.run(small, flat(rate, trainer.scheme), PLAIN, seed)
+    subsets = [indices for indices in seen if len(indices) == 16]
+    assert subsets[0] == subsets[1] != subsets[2]
+
+
+def test_dropout_is_drawn_anew_by_the_seed(tiny_preset, trainer):
+    dropping = SequentialTrainer(load_encoder(str(tiny_preset), 0.3), trainer.settings)
+    rates = flat(3e-3, trainer.scheme)
+    one, again = (dropping.run(TASKS, rates, PLAIN, seed=0) for _ in range(2))
+    assert same(one, again)
+    assert not same(one, trainer.run(TASKS, rates, PLAIN, seed=0))
+
+
+def test_adamw_decays_and_adam_does_not(encoder, trainer):
+    rates = flat(3e-3, trainer.scheme)
+    update = {"optimizer": "adamw", "weight_decay": 0.5}
+    adamw = SequentialTrainer(encoder, trainer.settings.model_copy(update=update))
+    update = {"optimizer": "adamw", "weight_decay": 0.0}
+    without = SequentialTrainer(encoder, trainer.settings.model_copy(update=update))
+    adam = trainer.run(TASKS, rates, PLAIN, seed=0)
+    assert not same(adam, adamw.run(TASKS, rates, PLAIN, seed=0))
+    assert same(adam, without.run(TASKS, rates, PLAIN, seed=0))
+
+
+def test_the_group_table_counts_every_parameter_once(trainer):
+    table = trainer.group_table([2, 3])
+    assert [name for name, _, _ in table] == list(trainer.scheme.names)
+    expected = sum(w.size for w in trainer.encoder.weights) + (8 * 5 + 5)
+    assert sum(parameters for _, _, parameters in table) == expected
+    assert dict((n, p) for n, _, p in table)["head"] == 8 * 5 + 5
+
+
+def test_steps_are_those_that_are_reported(trainer):
+    reported = []
+    tasks = [TASKS[0], replace(TASKS[1], train_examples=20, epochs=3)]
+    trainer.run(
+        tasks, flat(1e-3, trainer.scheme), PLAIN, seed=0, on_steps=reported.append
+    )
+    assert sum(reported) == trainer.steps(tasks) == 2 * 5 + 3 * 3
+
+
+def test_a_distribution_of_another_scheme_is_refused(trainer):
+    with pytest.raises(ValueError, match="resample it first"):
+        trainer.run(TASKS, kenneweg2022(), PLAIN, seed=0)
+
+
+def test_real_text_goes_through(minilm, tmp_path):
+    tokenizer = load_tokenizer(str(minilm))
+    (ids, second), *_ = tokenizer.encode((["a film"], ["a plot"]), 32)
+    assert list(ids[:1]) == [101] and second == 4
