@@ -38,9 +38,11 @@ def group_tables(
     tables = []
     for part in parts or [[]]:
         table = _table("Groups and their learning rates")
-        table.add_column("group")
-        for heading in ("variables", "parameters", *(arm for arm, _ in part)):
-            table.add_column(heading, justify="right", overflow="fold")
+        table.add_column("group", no_wrap=True)
+        table.add_column("variables", justify="right", no_wrap=True)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        for arm, _ in part:
+            table.add_column(arm, justify="right", overflow="fold", min_width=8)
         for index, (name, variables, parameters) in enumerate(groups):
             rates_of = [f"{rates[index]:.2e}" for _, rates in part]
             table.add_row(name, str(variables), f"{parameters:,}", *rates_of)

@@ -1,0 +1,210 @@
+"""Whole runs with the real command line."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lrdist_keras.distribution import Distribution, kenneweg2022
+
+LRDIST = [sys.executable, "-c", "from lrdist_keras.cli import main; main()"]
+
+
+def lrdist(*arguments, **options):
+    return subprocess.run(
+        [*LRDIST, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"},
+        **options,
+    )
+
+
+def refused(*arguments, **options):
+    """Runs the command, which must end with 2 and one line on stderr; returns it."""
+    result = lrdist(*arguments, **options)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("lrdist: error:"), result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def config(tmp_path, toml):
+    path = tmp_path / "small.toml"
+    path.write_text(toml)
+    return path
+
+
+def table(folder):
+    return json.loads((folder / "results.json").read_text())["table"]
+
+
+def test_compare_from_beginning_to_end(config, tmp_path):
+    out = tmp_path / "out"
+    result = lrdist("compare", config, "--out", out, "--set", "seeds=[3]")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for wanted in (
+        "embeddings", "parameters", "[3/3]", "p_s + p_o", "forgetting", "kenneweg",
+    ):  # fmt: skip
+        assert wanted in result.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "configuration.json", "runs.jsonl", "logits", "results.json", "comparison.png",
+        ".lock",
+    }  # fmt: skip
+    assert json.loads((out / "configuration.json").read_text())["seeds"] == [3]
+
+    again = lrdist("compare", config, "--out", out, "--set", "seeds=[3]")
+    assert "3 runs are done already, 0 are left" in again.stdout
+    shown = lrdist("show", out)
+    assert shown.returncode == 0
+    assert "p_s + p_o" in shown.stdout
+
+
+def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    start = time.monotonic()
+    result = lrdist("compare", config, "--out", undisturbed)
+    assert result.returncode == 0, result.stderr
+    whole = time.monotonic() - start
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [*LRDIST, "compare", str(config), "--out", str(killed)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=moments.uniform(0.3, 0.95) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    result = lrdist("compare", config, "--out", killed)
+    assert result.returncode == 0, result.stderr
+    assert table(killed) == table(undisturbed)
+
+
+def test_what_is_wrong_in_a_configuration(config, tmp_path, toml, tables):
+    def error(*overrides, text=toml):
+        config.write_text(text)
+        arguments = [part for o in overrides for part in ("--set", o)]
+        out = tmp_path / f"out{random.random()}"
+        return refused("compare", config, "--out", out, *arguments)
+
+    assert "'training.epoch' (did you mean 'epochs'?)" in error("training.epoch=1")
+    assert "'training.epochs'" in error("training.epochs=many")
+    assert "arms.0.rate" in error("arms.0.rate=0")
+    assert "arms.0.rate" in error("arms.0.rate=-1.0")
+    assert "arms.0.rate" in error("arms.0.rate=nan")
+    assert "there is no file" in error("data.dir=/no/such/folder")
+    assert "did you mean 'first'" in error('sequences.0.tasks=["frist"]')
+    assert "no column 'txt'" in error("tasks.first.text=txt")
+    assert "resample = true" in error("arms.kenneweg.resample=false")
+    assert "cannot be had" in error("model.preset=bert_no_such_preset")
+    assert "another SHA-256" in error(f"model.sha256={'0' * 64}")
+    unknown = toml.replace('source = "files"', 'source = "glue/nope"', 1)
+    for key in ("train =", "validation =", "text =", "label ="):
+        unknown = unknown.replace(f"\n{key}", f"\n#{key}", 1)
+    assert "unknown source 'glue/nope'" in error(text=unknown)
+    negative = tables / "negative.csv"
+    negative.write_text("text,label\na film,0\na plot,-1\n")
+    assert "labels must be at least 0" in error("tasks.first.train=negative.csv")
+    (tables / "empty.csv").write_text("")
+    assert "holds no examples" in error("tasks.first.train=empty.csv")
+    (tables / "strange.csv").write_text("text,label\na film,positive\na plot,7\n")
+    names = 'tasks.first.class_names=["negative","positive"]'
+    assert "from 0 to 1 or one of the class names" in error(
+        names, "tasks.first.train=strange.csv"
+    )
+
+
+def test_an_output_folder_of_another_configuration(config, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "configuration.json").write_text('{"name": "another"}')
+    message = refused("compare", config, "--out", out)
+    assert "belongs to another configuration" in message
+
+
+def test_a_folder_that_cannot_be_written_to(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("compare", config, "--out", tmp_path / "file" / "out")
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """Files may grow to 100 bytes only, as on a disk that is full."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    out = tmp_path / "distribution.json"
+    out.write_text("old")
+    (tmp_path / "trials.csv").write_text(trials_text())
+    message = refused(
+        "combine", tmp_path / "trials.csv", "--out", out, preexec_fn=limit
+    )
+    assert "too large" in message
+    assert out.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "distribution.json", "trials.csv",
+    ]  # fmt: skip
+
+
+def trials_text(rates=None):
+    rates = rates or kenneweg2022().rates
+    names, values = ",".join(rates), ",".join(map(str, rates.values()))
+    return f"a1,p_s,p_o,{names}\n0.9,0.8,0.7,{values}\n"
+
+
+def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
+    (tmp_path / "one.csv").write_text(trials_text())
+    wide = dict(kenneweg2022().rates) | {"head": kenneweg2022().rates["head"] * 9}
+    (tmp_path / "two.csv").write_text(trials_text(wide))
+    out = tmp_path / "d.json"
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    result = lrdist("combine", *files, "--out", out)
+    assert result.returncode == 0
+    assert "more than a factor 3 apart in head;" in result.stderr
+    found = Distribution.load(out)
+    assert found.rates["head"] == pytest.approx(3 * kenneweg2022().rates["head"])
+    assert found.rates["encoder_1"] == pytest.approx(kenneweg2022().rates["encoder_1"])
+    shown = lrdist("show", out)
+    assert "encoder_8" in shown.stdout and "12/8/ceil" in shown.stdout
+
+
+def test_combine_agrees_with_the_published_distribution(shared, tmp_path):
+    files = sorted((shared / "reference" / "authors_trials").glob("*.csv"))
+    result = lrdist("combine", *files, "--out", tmp_path / "paper.json")
+    assert result.returncode == 0
+    found = Distribution.load(tmp_path / "paper.json")
+    for name, rate in kenneweg2022().rates.items():
+        assert found.rates[name] == pytest.approx(rate, rel=3e-3)
+
+
+def test_groups_of_a_preset(tiny_preset):
+    result = lrdist("groups", tiny_preset)
+    assert result.returncode == 0, result.stderr
+    assert "BertBackbone, scheme 2/2/floor" in result.stdout
+    assert "--rounding" in refused("groups", tiny_preset, "--rounding", "up")
+
+
+def test_show_and_combine_name_what_is_not_there(tmp_path):
+    assert "kenneweg2022_rounded" in refused("show", "kennewg")
+    assert "no finished runs" in refused("show", tmp_path)
+    out = tmp_path / "d.json"
+    assert "gone.csv" in refused("combine", tmp_path / "gone.csv", "--out", out)
+    trials = tmp_path / "t.csv"
+    trials.write_text(trials_text())
+    message = refused("combine", trials, "--scheme", "6/6/ceil", "--out", out)
+    assert "lacks the columns" in message or "scheme" in message
+    assert "12/8/ceil" in refused("combine", trials, "--scheme", "12", "--out", out)
+    assert "`base`" in refused("combine", trials, "--base", "0.1", "--out", out)

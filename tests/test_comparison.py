@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+
+from lrdist_keras import comparison, config
+from lrdist_keras.config import ArmSettings
+from lrdist_keras.distribution import kenneweg2022, llrd
+from lrdist_keras.groups import Scheme
+
+
+@pytest.fixture
+def configuration(tmp_path, toml):
+    def configuration(*overrides):
+        (tmp_path / "c.toml").write_text(toml)
+        return config.load(tmp_path / "c.toml", overrides)
+
+    return configuration
+
+
+def nothing(*arguments):
+    return None
+
+
+def test_an_arms_rates():
+    scheme = Scheme(6)
+    arm = ArmSettings(name="x", rate=1e-4, decay=0.9)
+    assert comparison.arm_distribution(arm, None, scheme) == llrd(1e-4, 0.9, scheme)
+    arm = ArmSettings(name="x", distribution="d", resample=True, rescale=1e-4)
+    found = comparison.arm_distribution(arm, kenneweg2022(), scheme)
+    assert found == kenneweg2022().resample(scheme).rescaled(1e-4)
+    arm = ArmSettings(name="x", distribution="d.json")
+    with pytest.raises(ValueError, match="Arm 'x'.*12/8/ceil.*6/6.*resample = true"):
+        comparison.arm_distribution(arm, kenneweg2022(), scheme)
+
+
+def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configuration):
+    folder = tmp_path / "out"
+    comparison.claim(configuration(), folder)
+    comparison.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
+    with pytest.raises(
+        ValueError, match="another configuration.*arms.0.rate, tra.*epochs"
+    ):
+        comparison.claim(configuration("training.epochs=2", "arms.0.rate=1"), folder)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "runs.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"without a configuration\.json"):
+        comparison.claim(configuration(), tmp_path / "foreign")
+
+
+def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"seed": 0}\n{"seed": 1')
+    assert comparison.read_runs(tmp_path) == [{"seed": 0}]
+    assert path.read_text() == '{"seed": 0}\n'
+    path.write_text('{"seed": 0}\n{"seed": \n{"seed": 2}\n')
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        comparison.read_runs(tmp_path)
+
+
+def test_too_many_training_examples(tmp_path, configuration):
+    with pytest.raises(ValueError, match="'second': `train_examples`.*64 examples"):
+        comparison.prepare(
+            configuration("tasks.second.train_examples=65"), tmp_path / "out"
+        )
+
+
+def test_more_tokens_than_the_model_has_positions(tmp_path, configuration):
+    with pytest.raises(ValueError, match="max_length must be at most the 64 positions"):
+        comparison.prepare(configuration("training.max_length=65"), tmp_path / "out")
+
+
+def test_a_whole_comparison(tmp_path, configuration):
+    folder = tmp_path / "out"
+    prepared = comparison.prepare(configuration(), folder)
+    order = [(arm.name, seed) for _, arm, seed in prepared.pending()]
+    names = ["flat", "ewc", "kenneweg"]
+    assert order == [(name, seed) for seed in (0, 1) for name in names]
+    records = prepared.run(nothing, nothing, nothing)
+    prepared.save_results(records)
+
+    assert not prepared.pending()
+    assert [(r["arm"], r["seed"]) for r in records] == [
+        (name, seed) for name in names for seed in (0, 1)
+    ]
+    by_key = {(r["arm"], r["seed"]): r for r in records}
+    for seed in (0, 1):
+        # Paired: up to the second task, EWC is the flat arm.
+        flat, ewc = by_key["flat", seed], by_key["ewc", seed]
+        assert flat["accuracy"][0] == ewc["accuracy"][0]
+    assert sum(record["compilations"] for record in records) == 4
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["runs"] == records
+    assert results["configuration"]["training"]["batch_size"] == 8
+    assert results["versions"]["keras"].startswith("3.")
+    assert results["machine"]["devices"]
+    assert results["distributions"]["flat"]["rates"]["head"] == 1e-2
+    row = next(row for row in results["table"] if row["arm"] == "flat")
+    values = [by_key["flat", seed]["p_s"] for seed in (0, 1)]
+    assert row["mean"]["p_s"] == pytest.approx(np.mean(values))
+
+    with np.load(folder / "logits" / "0-0-0.npz") as arrays:
+        assert sorted(arrays) == ["after_0_on_0", "after_1_on_0", "after_1_on_1"]
+        assert arrays["after_1_on_1"].shape == (40, 2)
+
+    # One line is lost: its run is done again, and gives the same numbers.
+    path = folder / "runs.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    again = prepared.run(nothing, nothing, nothing)
+    assert len(path.read_text().splitlines()) == 6
+    for old, new in zip(records, again, strict=True):
+        assert old["accuracy"] == new["accuracy"] and old["curves"] == new["curves"]
+
+
+def test_a_second_process_is_kept_out(tmp_path, configuration):
+    fcntl = pytest.importorskip("fcntl")
+    prepared = comparison.prepare(configuration(), tmp_path / "out")
+    with (tmp_path / "out" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="Another process is working"):
+            prepared.run(nothing, nothing, nothing)

@@ -1,0 +1,85 @@
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lrdist_keras import report
+from lrdist_keras.distribution import flat, kenneweg2022, spread
+from lrdist_keras.groups import Scheme
+from lrdist_keras.statistics import METRICS, summarize
+
+SCHEME = Scheme(2)
+
+
+def text(renderable, width=80):
+    file = io.StringIO()
+    Console(file=file, width=width).print(renderable)
+    return file.getvalue()
+
+
+def record(arm="flat", seed=0, learned=True, p_s=0.8, sequence="a -> b"):
+    return {
+        "sequence": sequence,
+        "arm": arm,
+        "seed": seed,
+        "tasks": sequence.split(" -> "),
+        "learned": learned,
+        "curves": {"b": {"steps": [0, 5, 10], "a": [0.9, 0.8, 0.7]}},
+        **dict(zip(METRICS, [0.9, p_s, 0.7, p_s + 0.7, 0.2], strict=True)),
+    }
+
+
+def test_results_have_mean_deviation_and_what_did_not_learn():
+    records = [record(p_s=0.7), record(seed=1, p_s=0.9, learned=False)]
+    lines = text(report.results_table(summarize(records), "title"), 120).splitlines()
+    row = next(line for line in lines if "flat" in line)
+    assert row.split() == (
+        "flat 0.900 ± 0.000 0.800 ± 0.141 0.700 ± 0.000 1.500 ± 0.141 0.200 1/2".split()
+    )
+
+
+def test_the_group_table_fits_a_terminal_whatever_the_number_of_arms():
+    arms = {f"arm number {i}": flat(10.0 ** -(i + 2), SCHEME) for i in range(9)}
+    arms["same as 0"] = arms["arm number 0"]
+    groups = [(name, 16, 1_774_464) for name in SCHEME.names]
+    tables = report.group_tables(groups, arms)
+    shown = [text(table) for table in tables]
+    assert len(tables) == 3
+    assert not any("…" in part for part in shown)
+    for i in range(9):
+        assert any(f"{10.0 ** -(i + 2):.2e}" in part for part in shown)
+    assert "7,097,856" in shown[0]
+
+
+def test_the_spread_of_pairs_is_shown():
+    pairs = [flat(1e-5, SCHEME), flat(5e-5, SCHEME)]
+    shown = text(report.spread_table(flat(2e-5, SCHEME), pairs, spread(pairs)))
+    row = next(line for line in shown.splitlines() if "head" in line)
+    assert row.split() == ["head", "2.0000e-05", "1.0000e-05", "5.0000e-05", "5.00"]
+
+
+@pytest.mark.parametrize("sequences", [["a -> b"], ["a -> b", "a -> c -> b"]])
+def test_the_picture_is_a_picture_of_the_data(tmp_path, sequences):
+    from matplotlib.image import imread
+
+    def picture(p_s):
+        records = [
+            record(arm, seed, seed == 0, p_s, sequence)
+            for sequence in sequences
+            for arm in ("flat", "other")
+            for seed in (0, 1)
+        ]
+        arms = {"flat": flat(1e-5, SCHEME), "other": kenneweg2022().resample(SCHEME)}
+        report.save_picture(tmp_path / "p.png", records, arms)
+        return imread(tmp_path / "p.png")
+
+    one, other = picture(0.8), picture(0.6)
+    assert one.shape[1] > 1000
+    assert not np.array_equal(one, other)
+
+
+def test_one_task_alone_can_be_drawn(tmp_path):
+    single = record(sequence="b") | {"curves": {}, "p_o": None, "forgetting": None}
+    report.save_picture(tmp_path / "p.png", [single], {"flat": flat(1e-5, SCHEME)})
+    assert (tmp_path / "p.png").stat().st_size > 10_000
