@@ -251,12 +251,12 @@ def claim(configuration: Configuration, folder: Path) -> None:
     """Makes the folder that of this configuration; more seeds may be added later.
 
     Raises:
-        ValueError: If it belongs to another configuration.
+        ValueError: If it holds finished runs of another configuration.
         OSError: If it cannot be written to.
     """
     path = folder / "configuration.json"
     content = configuration.model_dump()
-    if path.is_file():
+    if path.is_file() and read_runs(folder):
         old, new = _identity(json.loads(path.read_text("utf-8"))), _identity(content)
         differing = sorted(
             k for k in old.keys() | new.keys() if old.get(k) != new.get(k)

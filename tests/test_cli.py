@@ -130,6 +130,7 @@ def test_an_output_folder_of_another_configuration(config, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "configuration.json").write_text('{"name": "another"}')
+    (out / "runs.jsonl").write_text('{"seed": 0}\n')
     message = refused("compare", config, "--out", out)
     assert "belongs to another configuration" in message
 

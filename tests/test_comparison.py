@@ -36,7 +36,9 @@ def test_an_arms_rates():
 
 def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configuration):
     folder = tmp_path / "out"
-    comparison.claim(configuration(), folder)
+    comparison.claim(configuration("training.epochs=3"), folder)
+    comparison.claim(configuration(), folder)  # nothing has run yet
+    (folder / "runs.jsonl").write_text('{"seed": 0}\n')
     comparison.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
     with pytest.raises(
         ValueError, match="another configuration.*arms.0.rate, tra.*epochs"
