@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import random
 import subprocess
@@ -69,7 +70,12 @@ def main() -> None:
         starts = {}
         for name in ("first start", "second start"):
             command = [sys.executable, "-c", START, folder, PRESET]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            output = subprocess.run(
+                command,
+                check=True,
+                stdout=subprocess.PIPE,
+                env=os.environ | {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            )
             starts[name] = json.loads(output.stdout)
     result = {
         "rows": arguments.rows,

@@ -184,6 +184,7 @@ def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -193,8 +194,9 @@ def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
         TextColumn("gone,"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     total = sum(prepared.steps(sequence) for sequence, _, _ in pending)
     skipped = (

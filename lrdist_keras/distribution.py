@@ -21,6 +21,7 @@ PAPER_SCHEME = Scheme(12, 8, "ceil")
 PAPER_BASE = 1.8
 _PAPER = "arXiv 2404.01317, the authors' train.py"
 _FEWEST_RANKED = 5
+_OF_TRIALS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
 
 
 @dataclass(frozen=True)
@@ -329,11 +330,13 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         rows = list(reader)
         columns = list(reader.fieldnames or [])
     wanted = ["p_s", "p_o", *found.names]
-    if missing := [name for name in wanted if name not in columns]:
+    missing = [name for name in wanted if name not in columns]
+    unknown = [name for name in columns if name not in (*_OF_TRIALS, *found.names)]
+    if missing or unknown:
         raise ValueError(
-            f"{path} lacks the columns {missing}: trials of the scheme {found} have "
-            f"a1, p_s, p_o and one column per group. Found: {columns}. If the file is "
-            "of another scheme, name it."
+            f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "
+            f"per group, and optionally budget, seed, seconds and sampler. Missing: "
+            f"{missing}; unknown: {unknown}. If the file is of another scheme, name it."
         )
     if not rows:
         raise ValueError(f"{path} holds no trials, only a header.")

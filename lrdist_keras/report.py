@@ -142,7 +142,12 @@ def save_picture(
 
 def _table(title: str) -> Table:
     return Table(
-        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
 
 

@@ -224,7 +224,8 @@ def test_trials_file_with_a_scheme_beside_it(tmp_path):
     "content, message",
     [
         (HEADER + "\n", "holds no trials"),
-        ("a1,p_s,embeddings\n1,1,1\n", "lacks the columns"),
+        ("a1,p_s,embeddings\n1,1,1\n", "Missing: .'p_o'"),
+        (HEADER + ",encoder_3\n" + "1," * 7 + "1\n", "unknown: .'encoder_3'"),
         (HEADER + "\n0.9,0.8,0.7,1e-5,0,1e-5,1e-4\n", "line 2, column encoder_1"),
         (HEADER + "\n0.9,80,0.7,1e-5,1e-5,1e-5,1e-4\n", "line 2, column p_s"),
         (HEADER + "\n0.9,0.8,0.7,1e-5,x,1e-5,1e-4\n", "line 2, column encoder_1"),
