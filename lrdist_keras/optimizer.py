@@ -282,7 +282,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         order, for example `{**optimizer.multipliers, "head": 2.0}`.
         """
         if self.built:
-            values = ops.convert_to_numpy(self._multipliers).tolist()
+            values = ops.convert_to_numpy(self._multipliers.value).tolist()
         elif self.groups:
             values = self._initial_multipliers
         else:
@@ -445,8 +445,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Saves multipliers and group names; Keras saves the inner optimizer itself."""
-        if self.built:
-            store["multipliers"] = ops.convert_to_numpy(self._multipliers)
+        if self.groups:
+            values = list(self.multipliers.values())
+            store["multipliers"] = np.array(values, "float32")
             names = json.dumps(list(self.groups)).encode()
             store[_NAMES] = np.frombuffer(names, np.uint8)
 
@@ -456,12 +457,14 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: If the checkpoint is of other groups or another order of them.
         """
-        if _NAMES not in store.keys():  # noqa: SIM118 - Keras's stores only have keys()
-            warnings.warn(
-                f"Skipping the multipliers of '{self.name}': the checkpoint was saved "
-                "without them, with another optimizer or before the first step.",
-                stacklevel=2,
-            )
+        keys = list(store.keys())
+        if _NAMES not in keys:
+            if keys or self.built:
+                warnings.warn(
+                    f"Skipping the multipliers of '{self.name}': the checkpoint was "
+                    "saved without them, with another optimizer or with none.",
+                    stacklevel=2,
+                )
             return
         saved = json.loads(np.asarray(store[_NAMES]).astype(np.uint8).tobytes())
         values = np.asarray(store["multipliers"]).tolist()
@@ -527,7 +530,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             ValueError: If the optimizer is not built.
         """
         self._require_built("summary")
-        learning_rate = float(ops.convert_to_numpy(self.learning_rate))
+        learning_rate = float(ops.convert_to_tensor(self.learning_rate))
         rows = [["group", "variables", "parameters", "rate", "decay"]]
         for (group, multiplier), members in zip(
             self.multipliers.items(), self._members(), strict=True
@@ -641,6 +644,11 @@ class GradualUnfreezing:
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {"steps": self.steps, "multipliers": self.multipliers}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GradualUnfreezing:
+        """Makes the same function again."""
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="lrdist_keras")
