@@ -5,8 +5,16 @@ import subprocess
 import sys
 import textwrap
 
-from optimizer_cases import ABC, BACKEND, GROUPS, make_gradients, make_variables
-from optimizer_cases import small_data, small_model, train
+from optimizer_cases import (
+    ABC,
+    BACKEND,
+    GROUPS,
+    make_gradients,
+    make_variables,
+    small_data,
+    small_model,
+    train,
+)
 
 # isort: split
 import keras
