@@ -125,8 +125,8 @@ assert optimizer.multipliers == {"kernels": 1.0, "biases": 2.0}
 # %% [markdown]
 # ## A Vision Transformer
 #
-# Patterns match whole path segments, with wildcards: `tranformer_block_1` is not
-# `tranformer_block_10`. (KerasHub's spelling.)
+# Patterns match whole path segments, with wildcards: `transformer_block_1` is not
+# `transformer_block_10`.
 
 # %%
 vit = keras_hub.models.ViTBackbone(
@@ -139,8 +139,8 @@ vit = keras_hub.models.ViTBackbone(
 )
 vit_groups = {
     "embeddings": "*patching_and_embedding",
-    "lower": "tranformer_block_[1-2]",
-    "upper": ["tranformer_block_[3-4]", "vit_encoder/layer_norm"],
+    "lower": "transformer_block_[1-2]",
+    "upper": ["transformer_block_[3-4]", "vit_encoder/ln"],
 }
 optimizer = LayerwiseOptimizer(
     keras.optimizers.AdamW(1e-3), vit_groups, multipliers=[0.1, 0.3, 1.0]
@@ -194,8 +194,8 @@ half.fit(data, target, verbose=0)
 # %% [markdown]
 # ## Saving and resuming
 #
-# A `.keras` file holds everything once: groups, multipliers, the inner optimizer with its
-# state and schedule. A checkpoint of other groups is refused by name.
+# A `.keras` file holds everything once: groups, multipliers, the inner optimizer with
+# its state and schedule. A checkpoint of other groups is refused by name.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
