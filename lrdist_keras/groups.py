@@ -114,7 +114,7 @@ class PatternScheme:
         patterns: Ordered mapping from group name to one pattern or a list of them.
             A pattern is one or more path segments joined by `/`, each with shell
             wildcards. It matches a variable in whose path those segments stand side
-            by side, anywhere.
+            by side, anywhere, or at the beginning where the pattern begins with `/`.
 
     Raises:
         ValueError: If there is no group, or a group has no pattern or an empty one.
@@ -163,10 +163,10 @@ def normalize(groups: Groups) -> dict[str, tuple[str, ...]]:
 def matches(pattern: str, path: str) -> bool:
     """Whether the segments of a pattern stand side by side in a variable's path."""
     wanted, segments = pattern.strip("/").split("/"), path.split("/")
-    return any(
-        all(map(fnmatchcase, segments[start:], wanted))
-        for start in range(len(segments) - len(wanted) + 1)
-    )
+    starts = range(len(segments) - len(wanted) + 1)
+    if pattern.startswith("/"):
+        starts = starts[:1]
+    return any(all(map(fnmatchcase, segments[start:], wanted)) for start in starts)
 
 
 def partition(paths: Iterable[str], groups: Groups) -> list[int]:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from glob import escape
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from lrdist_keras.groups import Groups, normalize, partition
+from lrdist_keras.groups import (
+    Groups,
+    Scheme,
+    normalize,
+    partition,
+    transformer_groups,
+)
+
+if TYPE_CHECKING:
+    from lrdist_keras.distribution import Distribution
+
+Multipliers = Mapping[str, float] | Sequence[float]
+Schedule = Callable[[Any], Any]
+
+_LARGEST = float(np.finfo(np.float32).max)
+_NAMES = "group_names"
 
 
 @keras.saving.register_keras_serializable(package="lrdist_keras")
@@ -19,22 +38,27 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     One inner optimizer does the work, so that clipping, schedules, averaging and
     accumulation stay whole; its update and its decoupled weight decay see
     `learning_rate * multiplier` for each variable. The multipliers are state, one
-    float32 vector of shape [groups]: assigning others recompiles nothing. A multiplier
-    of 0 freezes its group.
+    float32 vector of shape [groups], the first of `variables`: assigning others
+    recompiles nothing. A multiplier of 0 freezes its group.
 
     Args:
-        inner_optimizer: A Keras optimizer that is not built yet.
-        groups: Ordered mapping from group name to path pattern(s), see
-            `lrdist_keras.groups.PatternScheme`. Every trainable variable of the model
-            must be in exactly one group.
+        inner_optimizer: A Keras optimizer that is not built yet. Options such as
+            `weight_decay`, `global_clipnorm` or `use_ema` are given to it.
+        groups: An ordered mapping from group name to path pattern(s), see
+            `lrdist_keras.groups.PatternScheme`; or a model that holds one KerasHub
+            transformer, see `lrdist_keras.transformer_groups`; or a function from
+            variable to group name, whose groups are ordered as their first variables.
+            Every trainable variable must be in exactly one group.
         multipliers: Multiple of the learning rate per group, at least 0: a mapping from
-            group name to number or a sequence in group order. Defaults to 1 for all.
+            group name to number, where groups left out have 1; or a sequence in group
+            order; or a function from step (int tensor, shape []) to a vector of shape
+            [groups], see `GradualUnfreezing`. Defaults to 1 for all.
         name: Name of the optimizer.
 
     Raises:
-        ValueError: If the inner optimizer is built or is itself a wrapper, or groups or
-            multipliers are malformed; in `build`, if the groups are no partition of the
-            variables.
+        ValueError: If the inner optimizer is built, is itself a wrapper or cannot be
+            scaled, or groups or multipliers are malformed; in `build`, if the groups
+            are no partition of the variables.
 
     Example:
     >>> body = keras.layers.Dense(3, name="body")
@@ -51,96 +75,328 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
-        groups: Groups,
-        multipliers: Mapping[str, float] | Sequence[float] | None = None,
+        groups: Groups | keras.Model | Callable[[Any], str],
+        multipliers: Multipliers | Schedule | None = None,
         name: str | None = None,
     ) -> None:
         _check_inner(inner_optimizer)
-        groups = normalize(groups)
-        values = _multiplier_values(multipliers, list(groups))
-        # The base class wants a learning rate; ours is that of the inner optimizer.
-        super().__init__(learning_rate=0.0, name=name)
-        self.groups = groups
-        self._initial_multipliers = values
+        # A function, because a number would become one more variable of ours.
+        super().__init__(learning_rate=lambda: inner_optimizer.learning_rate, name=name)
         self.inner_optimizer = inner_optimizer
+        self._group_function: Callable[[Any], str] | None = None
+        if isinstance(groups, keras.Model):
+            self.groups = transformer_groups(groups)[1]
+        elif callable(groups) and not isinstance(groups, Mapping):
+            self.groups, self._group_function = {}, groups
+        else:
+            self.groups = normalize(groups)
+        self._schedule: Schedule | None = None
+        self._given: Multipliers | None = None
+        if callable(multipliers):
+            self._schedule = multipliers
+        else:
+            self._given = multipliers
+        if self.groups:
+            self._initial_multipliers = self._initial_values()
         self._hook()
 
     def _hook(self) -> None:
         """Puts the multipliers into the inner optimizer; all use of Keras internals."""
         inner = self.inner_optimizer
-        update_step = inner.update_step
         apply_weight_decay = inner._apply_weight_decay
         current_learning_rate = inner._get_current_learning_rate
+        torch_groups = hasattr(inner, "_parallel_update_step")
+
+        def by_group(variables: Sequence[Any]) -> dict[int, list[int]]:
+            positions: dict[int, list[int]] = {}
+            for position, variable in enumerate(variables):
+                group = self._group_of[inner._var_key(variable)]
+                positions.setdefault(group, []).append(position)
+            return positions
+
+        def scaled(learning_rate: Any, group: int) -> Any:
+            return ops.multiply(learning_rate, self._multipliers[group])
+
+        def scaled_weight_decay(variables: Sequence[Any]) -> None:
+            learning_rate = current_learning_rate()
+            for group, positions in by_group(variables).items():
+                members = [variables[i] for i in positions]
+                if torch_groups:  # its fused kernels refuse an empty list
+                    members = [v for v in members if inner._use_weight_decay(v)]
+                if not members:
+                    continue
+                rate = scaled(learning_rate, group)
+                inner._get_current_learning_rate = lambda rate=rate: rate
+                try:
+                    apply_weight_decay(members)
+                finally:
+                    inner._get_current_learning_rate = current_learning_rate
+
+        inner._apply_weight_decay = scaled_weight_decay
+
+        if torch_groups:
+            # Torch's own optimizers update lists of variables and skip `update_step`.
+            parallel_update_step = inner._parallel_update_step
+
+            def scaled_parallel_update_step(
+                gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any
+            ) -> None:
+                # Nadam advances this once per call; every group starts from the same.
+                product = getattr(inner, "_u_product", None)
+                start = None if product is None else ops.copy(product)
+                for group, positions in by_group(variables).items():
+                    if product is not None:
+                        product.assign(start)
+                    parallel_update_step(
+                        [gradients[i] for i in positions],
+                        [variables[i] for i in positions],
+                        scaled(learning_rate, group),
+                    )
+
+            inner._parallel_update_step = scaled_parallel_update_step
+
+        update_step = inner.update_step
 
         def scaled_update_step(
             gradient: Any, variable: Any, learning_rate: Any
         ) -> None:
-            update_step(gradient, variable, self._scaled(learning_rate, variable))
-
-        def scaled_weight_decay(variables: Sequence[Any]) -> None:
-            if inner.weight_decay is None:
-                return
-            for variable in variables:
-                scaled = self._scaled(current_learning_rate(), variable)
-                inner._get_current_learning_rate = lambda scaled=scaled: scaled
-                try:
-                    apply_weight_decay([variable])
-                finally:
-                    inner._get_current_learning_rate = current_learning_rate
+            group = self._group_of[inner._var_key(variable)]
+            update_step(gradient, variable, scaled(learning_rate, group))
 
         inner.update_step = scaled_update_step
-        inner._apply_weight_decay = scaled_weight_decay
 
-    def _scaled(self, learning_rate: Any, variable: Any) -> Any:
-        index = self._group_of[self.inner_optimizer._var_key(variable)]
-        return ops.multiply(learning_rate, self._multipliers[index])
+        # The base class counts steps too; a second, dead counter would be saved.
+        self._untrack_variable(self._iterations)
+        self._step = lambda: inner._iterations
+        self._key = inner._var_key
+        self._built_variables = lambda: list(self._trainable_variables)
+
+        def decays(variable: Any) -> bool:
+            is_tensorflow = keras.backend.backend() == "tensorflow"
+            return inner._use_weight_decay(
+                variable.value if is_tensorflow else variable
+            )
+
+        self._decays = decays
+
+        def share_averages() -> None:
+            # `SwapEMAWeights` unwraps one optimizer only, and `LossScaleOptimizer` may
+            # stand outside of this one.
+            if inner.use_ema:
+                averages = inner._model_variables_moving_average
+                object.__setattr__(self, "_model_variables_moving_average", averages)
+
+        self._share_averages = share_averages
+
+    @classmethod
+    def from_distribution(
+        cls,
+        optimizer: Callable[..., keras.optimizers.Optimizer],
+        distribution: Distribution,
+        model: keras.Model,
+        schedule: Callable[[float], Any] | None = None,
+        **options: Any,
+    ) -> LayerwiseOptimizer:
+        """Gives every group of a model its absolute rate from a distribution.
+
+        Args:
+            optimizer: Class of the inner optimizer, such as `keras.optimizers.AdamW`.
+            distribution: The rates. Their scheme must be that of the model.
+            model: The model to train; for groups by pattern it is not looked at.
+            schedule: Makes a learning-rate schedule from its peak, which is the
+                distribution's reference rate, its largest. Defaults to that rate
+                throughout.
+            **options: Further arguments of the inner optimizer's class.
+
+        Raises:
+            ValueError: If the distribution is of another scheme than the model.
+
+        Example:
+        >>> optimizer = LayerwiseOptimizer.from_distribution(
+        ...     keras.optimizers.AdamW,
+        ...     distribution,
+        ...     model,
+        ...     schedule=lambda rate: schedules.CosineDecay(rate, decay_steps=1000),
+        ...     weight_decay=0.01,
+        ... )
+        """
+        scheme, groups = distribution.scheme, None
+        if isinstance(scheme, Scheme):
+            found, groups = transformer_groups(
+                model, scheme.encoder_groups, scheme.rounding
+            )
+            if found != scheme:
+                raise ValueError(
+                    f"The distribution is made for the scheme {scheme}, the model has "
+                    f"{found}; use `distribution.resample(Scheme.parse('{found}'))`."
+                )
+        else:
+            groups = normalize(scheme.patterns)
+        rate = distribution.reference_rate
+        inner = optimizer(
+            learning_rate=rate if schedule is None else schedule(rate), **options
+        )
+        multipliers = {name: distribution.multipliers[name] for name in groups}
+        return cls(inner, groups, multipliers)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the state for these variables and finds the group of each."""
+        """Creates the state for these variables and finds the group of each.
+
+        Raises:
+            ValueError: If a variable is in no group or in several, a group holds none,
+                or the optimizer was built for other variables.
+        """
         if self.built:
+            self._check_known(variables, complete=True)
             return
-        indices = partition([v.path for v in variables], self.groups)
+        paths = [_path(v) for v in variables]
+        if self._group_function is None:
+            indices = partition(paths, self.groups)
+        else:
+            names = [self._group_function(v) for v in variables]
+            self.groups = _exact_patterns(names, paths)
+            indices = [list(self.groups).index(name) for name in names]
+            self._initial_multipliers = self._initial_values()
         self._group_of = {
-            self.inner_optimizer._var_key(v): i
-            for v, i in zip(variables, indices, strict=True)
+            self._key(v): i for v, i in zip(variables, indices, strict=True)
         }
         self._multipliers = self.add_variable(
             shape=(len(self.groups),),
-            initializer="ones",
+            # Not an assignment, which a `tf.function` would repeat at every step.
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(
+                np.array(self._initial_multipliers, "float32")
+            ),
             dtype="float32",
             name="multipliers",
         )
-        self._multipliers.assign(self._initial_multipliers)
         self.inner_optimizer.build(variables)
         super().build(variables)
+        self._share_averages()
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Multiple of the learning rate per group, readable and assignable any time."""
-        values = self._initial_multipliers
+        """Multiple of the learning rate per group, readable and assignable any time.
+
+        With a function of the step they are those of the last step, and assigning
+        raises a `TypeError`. Assign a mapping of all groups or a sequence in group
+        order, for example `{**optimizer.multipliers, "head": 2.0}`.
+        """
         if self.built:
-            values = ops.convert_to_numpy(self._multipliers).tolist()
+            values = ops.convert_to_numpy(self._multipliers.value).tolist()
+        elif self.groups:
+            values = self._initial_multipliers
+        else:
+            raise ValueError(
+                "Groups by a function are known once the optimizer is built; call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
         return dict(zip(self.groups, values, strict=True))
 
     @multipliers.setter
-    def multipliers(self, multipliers: Mapping[str, float] | Sequence[float]) -> None:
-        values = _multiplier_values(multipliers, list(self.groups))
+    def multipliers(self, multipliers: Multipliers) -> None:
+        if self._schedule is not None:
+            raise TypeError(
+                "The multipliers follow a function of the step and cannot be assigned; "
+                "give the constructor numbers to be able to."
+            )
+        names = list(self.groups)
+        if not names:
+            self._given = multipliers
+            return
+        if isinstance(multipliers, Mapping) and (
+            missing := set(names) - {*multipliers}
+        ):
+            raise ValueError(
+                "Assigned multipliers must name every group; start from "
+                f"`{{**optimizer.multipliers, ...}}`. Missing: {sorted(missing)}"
+            )
+        values = _multiplier_values(multipliers, names, self.inner_optimizer)
         self._initial_multipliers = values
         if self.built:
             self._multipliers.assign(values)
 
+    def _initial_values(self) -> list[float]:
+        names, given = list(self.groups), self._given
+        if self._schedule is not None:
+            given = ops.convert_to_numpy(self._schedule(ops.convert_to_tensor(0)))
+            if given.shape != (len(names),):
+                raise ValueError(
+                    "`multipliers` as a function of the step must return a vector with "
+                    f"one value for each of the {len(names)} groups "
+                    f"({', '.join(names)}). Received: shape {given.shape}"
+                )
+        return _multiplier_values(given, names, self.inner_optimizer)
+
     @property
     def variables(self) -> list[keras.Variable]:
-        """Own variables, then those of the inner optimizer."""
-        return self._variables + self.inner_optimizer.variables
+        """The vector of multipliers, then the variables of the inner optimizer."""
+        return super().variables + self.inner_optimizer.variables
 
     def apply(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None
     ) -> None:
-        """Updates the variables by their gradients, as every Keras optimizer does."""
-        if not self.built and trainable_variables is not None:
-            self.build(list(trainable_variables))
+        """Updates the variables by their gradients, as every Keras optimizer does.
+
+        Raises:
+            ValueError: If the variables are others than the optimizer was built for.
+        """
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                self.build(trainable_variables)
+            self._check_known(trainable_variables)
+        if self._schedule is not None and self.built:
+            # The step of learning-rate schedules: accumulation steps count singly.
+            vector = self._schedule(ops.convert_to_tensor(self._step()))
+            self._multipliers.assign(ops.cast(vector, "float32"))
         self.inner_optimizer.apply(grads, trainable_variables)
+
+    def apply_gradients(self, grads_and_vars: Any) -> Any:
+        """Like `apply`, for pairs of gradient and variable; returns the step."""
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        self.apply(gradients, variables)
+        return self._step()
+
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+    ) -> tuple[list[Any], list[Any]]:
+        """Returns the new trainable and optimizer variables, changing nothing.
+
+        Raises:
+            ValueError: If the optimizer is not built or the numbers do not fit.
+        """
+        expected = len(self._built_variables())
+        if self.built and len(trainable_variables) != expected:
+            raise ValueError(
+                f"The optimizer was built for {expected} variables and got "
+                f"{len(trainable_variables)}; when layers are added, frozen or "
+                "unfrozen, compile again with a new optimizer."
+            )
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def _check_known(self, variables: Sequence[Any], complete: bool = False) -> None:
+        keys = {self._key(v) for v in variables}
+        changed = [_path(v) for v in variables if self._key(v) not in self._group_of]
+        if complete:
+            missing = [v for v in self._built_variables() if self._key(v) not in keys]
+            changed += [_path(v) for v in missing]
+        if changed:
+            raise ValueError(
+                "The variables are not those that the optimizer was built for; when "
+                "layers are added, frozen or unfrozen, compile again with a new "
+                f"optimizer. Changed: {', '.join(changed)}"
+            )
+
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[Any] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
+        """Delegated: excludes variables from the inner optimizer's weight decay."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     @property
     def learning_rate(self) -> Any:
@@ -164,6 +420,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, value: float | None) -> None:
+        # The base class sets it before there is an inner optimizer.
         if hasattr(self, "inner_optimizer"):
             self.inner_optimizer.loss_scale_factor = value
 
@@ -172,28 +429,78 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Assigns all variables, those of the inner optimizer included."""
+        """Assigns all variables, those of the inner optimizer included.
+
+        Raises:
+            ValueError: If the optimizer is not built or the number of weights differs.
+        """
+        if not self.built or len(weights) != len(self.variables):
+            raise ValueError(
+                "`set_weights` needs one array for each of `optimizer.variables` of a "
+                "built optimizer; call `optimizer.build(model.trainable_variables)` "
+                f"first. Received {len(weights)} arrays for {len(self.variables)}"
+            )
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the own variables; Keras saves the inner optimizer by itself."""
-        for i, variable in enumerate(self._variables):
-            store[str(i)] = ops.convert_to_numpy(variable)
+        """Saves multipliers and group names; Keras saves the inner optimizer itself."""
+        if self.groups:
+            values = list(self.multipliers.values())
+            store["multipliers"] = np.array(values, "float32")
+            names = json.dumps(list(self.groups)).encode()
+            store[_NAMES] = np.frombuffer(names, np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads the own variables."""
-        for i, variable in enumerate(self._variables):
-            variable.assign(store[str(i)])
+        """Loads the multipliers.
+
+        Raises:
+            ValueError: If the checkpoint is of other groups or another order of them.
+        """
+        keys = list(store.keys())
+        if _NAMES not in keys:
+            if keys or self.built:
+                warnings.warn(
+                    f"Skipping the multipliers of '{self.name}': the checkpoint was "
+                    "saved without them, with another optimizer or with none.",
+                    stacklevel=2,
+                )
+            return
+        saved = json.loads(np.asarray(store[_NAMES]).astype(np.uint8).tobytes())
+        values = np.asarray(store["multipliers"]).tolist()
+        names = list(self.groups)
+        if names and saved != names:
+            raise ValueError(
+                "A checkpoint must be of the same groups in the same order; make the "
+                "optimizer with the groups of the checkpoint, or leave the optimizer "
+                f"out of it. Checkpoint: {saved}; optimizer: {names}"
+            )
+        if self.built:
+            self._multipliers.assign(values)
+        elif names:
+            self._initial_multipliers = values
+        else:
+            self._given = dict(zip(saved, values, strict=True))
 
     def get_config(self) -> dict[str, Any]:
-        """The configuration, from which `from_config` makes the same optimizer."""
+        """The configuration, from which `from_config` makes the same optimizer.
+
+        Groups by a function are those found for the variables once it is built.
+        """
+        serialize = keras.saving.serialize_keras_object
+        groups = {name: list(patterns) for name, patterns in self.groups.items()}
+        multipliers = self._given
+        if self._schedule is not None:
+            multipliers = None
+        elif self.groups:
+            multipliers = self.multipliers
+        function = None if self.groups else self._group_function
         return {
-            "inner_optimizer": keras.saving.serialize_keras_object(
-                self.inner_optimizer
-            ),
-            "groups": {name: list(patterns) for name, patterns in self.groups.items()},
-            "multipliers": self.multipliers,
+            "inner_optimizer": serialize(self.inner_optimizer),
+            "groups": groups or None,
+            "group_function": function and serialize(function),
+            "multipliers": multipliers,
+            "multiplier_schedule": self._schedule and serialize(self._schedule),
             "name": self.name,
         }
 
@@ -202,18 +509,202 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> LayerwiseOptimizer:
         """Makes an optimizer from its configuration."""
-        config = dict(config)
-        config["inner_optimizer"] = keras.saving.deserialize_keras_object(
-            config["inner_optimizer"], custom_objects=custom_objects
+
+        def read(key: str) -> Any:
+            return keras.saving.deserialize_keras_object(config[key], custom_objects)
+
+        return cls(
+            read("inner_optimizer"),
+            config["groups"] or read("group_function"),
+            config["multipliers"] or read("multiplier_schedule"),
+            config["name"],
         )
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Prints group, variables, parameters, learning rate and weight decay.
+
+        The decay is the fraction by which a weight shrinks in one step, rate times the
+        inner optimizer's `weight_decay`, with the number of variables that it reaches.
+
+        Raises:
+            ValueError: If the optimizer is not built.
+        """
+        self._require_built("summary")
+        learning_rate = float(ops.convert_to_tensor(self.learning_rate))
+        rows = [["group", "variables", "parameters", "rate", "decay"]]
+        for (group, multiplier), members in zip(
+            self.multipliers.items(), self._members(), strict=True
+        ):
+            rate = learning_rate * multiplier
+            decay, decayed = self.inner_optimizer.weight_decay, "-"
+            if decay is not None:
+                number = sum(map(self._decays, members))
+                decayed = f"{rate * decay:.3e} ({number}/{len(members)})"
+            parameters = sum(math.prod(v.shape) for v in members)
+            rows.append(
+                [group, f"{len(members)}", f"{parameters:,}", f"{rate:.3e}", decayed]
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [row[0].ljust(widths[0])]
+            cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+            print_fn("  ".join(cells))
+
+    def to_multi_optimizer(self) -> keras.optimizers.MultiOptimizer:
+        """Makes the `keras.optimizers.MultiOptimizer` that does the same, from step 0.
+
+        Raises:
+            ValueError: If the optimizer is not built, or `MultiOptimizer` would do
+                something else: it clips the global norm of each group by itself, and
+                its rates cannot follow a function of the step per group.
+        """
+        self._require_built("to_multi_optimizer")
+        inner = self.inner_optimizer
+        if inner.global_clipnorm is not None:
+            raise ValueError(
+                "`MultiOptimizer` clips the global norm of each group by itself; use "
+                "`clipnorm` or stay with `LayerwiseOptimizer`."
+            )
+        if self._schedule is not None:
+            raise ValueError(
+                "`MultiOptimizer` has no multipliers that follow a function of the "
+                "step; stay with `LayerwiseOptimizer` or give it numbers."
+            )
+        optimizers, by_path = [], {}
+        for multiplier, members in zip(
+            self.multipliers.values(), self._members(), strict=True
+        ):
+            config = inner.get_config()
+            config["learning_rate"] = _scaled_rate(config["learning_rate"], multiplier)
+            optimizer = type(inner).from_config(config)
+            optimizer.exclude_from_weight_decay(
+                var_list=[v for v in members if not self._decays(v)]
+            )
+            optimizers.append(optimizer)
+            by_path.update({_path(v): optimizer for v in members})
+        if len(by_path) < len(self._group_of):
+            raise ValueError(
+                "`MultiOptimizer` tells variables apart by their paths, and some share "
+                "one; give the layers other names."
+            )
+        return keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(optimizers[0], by_path),
+            loss_scale_factor=inner.loss_scale_factor,
+        )
+
+    def _members(self) -> list[list[Any]]:
+        members: list[list[Any]] = [[] for _ in self.groups]
+        for variable in self._built_variables():
+            members[self._group_of[self._key(variable)]].append(variable)
+        return members
+
+    def _require_built(self, method: str) -> None:
+        if not self.built:
+            raise ValueError(
+                f"`{method}` needs the model's variables; call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
+
+
+@keras.saving.register_keras_serializable(package="lrdist_keras")
+class GradualUnfreezing:
+    """Multipliers that unfreeze group after group, the last first.
+
+    Of n groups, group i (from 0) has its multiplier from step `(n - 1 - i) * steps` on
+    and 0 before (arXiv 1801.06146, section 3.3).
+
+    Args:
+        steps: Number of steps between one group and the next, at least 1.
+        multipliers: The multipliers in group order once all groups learn.
+
+    Raises:
+        ValueError: If `steps` is below 1 or there is no multiplier.
+
+    Example:
+    >>> optimizer = LayerwiseOptimizer(
+    ...     keras.optimizers.Adam(1e-3), groups, GradualUnfreezing(100, [0.1, 0.3, 1.0])
+    ... )
+    """
+
+    def __init__(self, steps: int, multipliers: Sequence[float]) -> None:
+        if steps < 1 or len(multipliers) == 0:
+            raise ValueError(
+                "`steps` must be at least 1 and `multipliers` hold one number for each "
+                f"group. Received: steps={steps}, multipliers={multipliers}"
+            )
+        self.steps = steps
+        self.multipliers = [float(m) for m in multipliers]
+
+    def __call__(self, step: Any) -> Any:
+        """Returns the multipliers at a step, float32, shape [groups]."""
+        starts = np.arange(len(self.multipliers))[::-1] * self.steps
+        learns = ops.greater_equal(ops.cast(step, "int32"), starts.astype("int32"))
+        return ops.where(learns, np.array(self.multipliers, "float32"), 0.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"steps": self.steps, "multipliers": self.multipliers}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GradualUnfreezing:
+        """Makes the same function again."""
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="lrdist_keras")
+class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, schedule: Any, factor: float) -> None:
+        self.schedule = schedule
+        self.factor = factor
+
+    def __call__(self, step: Any) -> Any:
+        return ops.multiply(self.schedule(step), self.factor)
+
+    def get_config(self) -> dict[str, Any]:
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> _ScaledSchedule:
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(schedule, config["factor"])
+
+
+def _scaled_rate(rate: Any, multiplier: float) -> Any:
+    """The learning-rate entry of an optimizer's configuration, times a multiplier."""
+    if not isinstance(rate, dict):
+        return rate * multiplier
+    schedule = keras.saving.deserialize_keras_object(rate)
+    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return _ScaledSchedule(schedule, multiplier)
+    return lambda: schedule() * multiplier
+
+
+def _path(variable: Any) -> str:
+    return getattr(variable, "path", variable.name)
+
+
+def _exact_patterns(
+    names: Sequence[Any], paths: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    patterns: dict[str, tuple[str, ...]] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                "`groups` as a function must return the name of a group for each "
+                f"variable. Received: {name!r} for '{path}'"
+            )
+        # With the leading slash it holds this variable and none that ends alike.
+        patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
+    partition(paths, patterns)
+    return patterns
 
 
 def _check_inner(inner: Any) -> None:
     if not isinstance(inner, keras.optimizers.Optimizer):
         raise ValueError(
-            "`inner_optimizer` must be a Keras optimizer. "
-            f"Received: inner_optimizer={inner!r}"
+            "`inner_optimizer` must be a Keras optimizer, such as "
+            f"`keras.optimizers.AdamW(2e-5)`. Received: inner_optimizer={inner!r}"
         )
     if isinstance(inner, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
@@ -230,21 +721,33 @@ def _check_inner(inner: Any) -> None:
             "`inner_optimizer` must not be built yet; make a new one, for example with "
             "`type(optimizer).from_config(optimizer.get_config())`."
         )
+    if "update_step" in vars(inner):
+        raise ValueError(
+            "`inner_optimizer` is already inside another `LayerwiseOptimizer`; make a "
+            "new one for each, for example with "
+            "`type(optimizer).from_config(optimizer.get_config())`."
+        )
+    owner = next(c for c in type(inner).__mro__ if "_backend_update_step" in vars(c))
+    if owner.__module__.split(".")[0] != "keras":
+        raise ValueError(
+            "The rate of each group goes into the `update_step` of an optimizer, which "
+            "one that replaces `_backend_update_step` may skip; override `update_step` "
+            f"instead. Received: {type(inner).__name__}"
+        )
 
 
 def _multiplier_values(
-    multipliers: Mapping[str, float] | Sequence[float] | None, names: list[str]
+    multipliers: Multipliers | None, names: list[str], inner: Any
 ) -> list[float]:
     if multipliers is None:
         return [1.0] * len(names)
     if isinstance(multipliers, Mapping):
-        if set(multipliers) != set(names):
+        if unknown := sorted(set(multipliers) - set(names)):
             raise ValueError(
-                f"`multipliers` must name each group once: {', '.join(names)}. "
-                f"Missing: {sorted(set(names) - set(multipliers))}; unknown: "
-                f"{sorted(set(multipliers) - set(names))}"
+                f"`multipliers` must name groups: {', '.join(names)}. "
+                f"Unknown: {unknown}"
             )
-        multipliers = [multipliers[name] for name in names]
+        multipliers = [multipliers.get(name, 1.0) for name in names]
     values = [float(m) for m in multipliers]
     if len(values) != len(names):
         raise ValueError(
@@ -252,9 +755,15 @@ def _multiplier_values(
             f"({', '.join(names)}). Received: {len(values)} values"
         )
     for name, value in zip(names, values, strict=True):
-        if not (math.isfinite(value) and value >= 0):
+        if not 0 <= value <= _LARGEST:
             raise ValueError(
-                f"The multiplier of group '{name}' must be finite and at least 0. "
-                f"Received: {value}"
+                f"The multiplier of group '{name}' must be finite and at least 0; use "
+                f"0 to freeze the group. Received: {value}"
+            )
+        if value == 0 and isinstance(inner, keras.optimizers.Ftrl):
+            raise ValueError(
+                f"The multiplier of group '{name}' must be positive, because `Ftrl` "
+                "divides by the learning rate; freeze the layers with "
+                "`trainable = False`."
             )
     return values

@@ -1,0 +1,224 @@
+"""The recipes of `LayerwiseOptimizer`; `python docs/render.py` makes the page."""
+
+# %% [markdown]
+# # Recipes for `LayerwiseOptimizer`
+#
+# Wrap any Keras optimizer and give each group of layers a multiple of its learning
+# rate. This page is made from `docs/optimizer.py`, which the tests run.
+
+# %%
+import tempfile
+
+import jax
+import keras
+import keras_hub
+import numpy as np
+
+from lrdist_keras import LayerwiseOptimizer, Scheme, llrd
+from lrdist_keras.optimizer import GradualUnfreezing
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## A KerasHub classifier
+#
+# The groups of BERT, RoBERTa, DistilBERT and GPT-2 are known. A distribution gives each
+# its absolute rate; here layer-wise decay. With a schedule, its peak is the
+# distribution's largest rate.
+
+# %%
+backbone = keras_hub.models.BertBackbone(
+    vocabulary_size=50,
+    num_layers=2,
+    num_heads=2,
+    hidden_dim=8,
+    intermediate_dim=16,
+    max_sequence_length=12,
+)
+classifier = keras_hub.models.BertTextClassifier(
+    backbone, num_classes=2, preprocessor=None
+)
+optimizer = LayerwiseOptimizer.from_distribution(
+    keras.optimizers.AdamW,
+    llrd(2e-4, 0.9, Scheme(2)),
+    classifier,
+    schedule=lambda peak: keras.optimizers.schedules.CosineDecay(peak, 100),
+    weight_decay=0.01,
+)
+classifier.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(True))
+tokens = {
+    "token_ids": rng.integers(0, 50, (8, 12)),
+    "segment_ids": np.zeros((8, 12), "int32"),
+    "padding_mask": np.ones((8, 12), "int32"),
+}
+classifier.fit(tokens, rng.integers(0, 2, 8), verbose=0)
+optimizer.summary()
+
+# %% [markdown]
+# The same without a distribution: a faster head in one line, and gradual unfreezing in
+# one line, which opens one more group every 100 steps, the head first.
+
+# %%
+faster_head = LayerwiseOptimizer(
+    keras.optimizers.AdamW(2e-5), classifier, {"head": 10.0}
+)
+unfreezing = LayerwiseOptimizer(
+    keras.optimizers.AdamW(2e-5), classifier, GradualUnfreezing(100, [1, 1, 1, 1])
+)
+
+# %% [markdown]
+# ## Your own functional model
+#
+# Groups are an ordered mapping from name to path pattern(s). Every trainable variable
+# must be in exactly one; what is not is named in the error. Multipliers can be assigned
+# at any time without a recompilation, 0 freezes.
+
+# %%
+inputs = keras.Input((4,))
+x = keras.layers.Dense(8, "relu", name="low")(inputs)
+x = keras.layers.Dense(8, "relu", name="high")(x)
+model = keras.Model(inputs, keras.layers.Dense(1, name="head")(x))
+optimizer = LayerwiseOptimizer(
+    keras.optimizers.Adam(1e-2),
+    groups={"body": ["low", "high"], "head": "head"},
+    multipliers={"body": 0.1},
+)
+model.compile(optimizer, "mse")
+data, target = rng.normal(size=(32, 4)), rng.normal(size=(32, 1))
+model.fit(data, target, verbose=0)
+optimizer.multipliers = {**optimizer.multipliers, "body": 0.0}
+frozen = model.get_layer("low").kernel.numpy()
+model.fit(data, target, verbose=0)
+assert (model.get_layer("low").kernel.numpy() == frozen).all()
+
+# %% [markdown]
+# In a callback that runs after a batch, call `self.model.jax_state_sync()` before
+# reading or assigning: during an epoch Keras holds the state elsewhere on JAX.
+#
+# ## A subclassed model
+#
+# A function from variable to group name needs no patterns.
+
+# %%
+
+
+class Regressor(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(8, "relu")
+        self.final = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.final(self.hidden(inputs))
+
+
+regressor = Regressor()
+optimizer = LayerwiseOptimizer(
+    keras.optimizers.SGD(0.1, momentum=0.9),
+    groups=lambda variable: "biases" if "bias" in variable.path else "kernels",
+    multipliers={"biases": 2.0},
+)
+regressor.compile(optimizer, "mse")
+regressor.fit(data, target, verbose=0)
+assert optimizer.multipliers == {"kernels": 1.0, "biases": 2.0}
+
+# %% [markdown]
+# ## A Vision Transformer
+#
+# Patterns match whole path segments, with wildcards: `transformer_block_1` is not
+# `transformer_block_10`.
+
+# %%
+vit = keras_hub.models.ViTBackbone(
+    image_shape=(8, 8, 3),
+    patch_size=4,
+    num_layers=4,
+    num_heads=2,
+    hidden_dim=8,
+    mlp_dim=16,
+)
+vit_groups = {
+    "embeddings": "*patching_and_embedding",
+    "lower": "transformer_block_[1-2]",
+    "upper": ["transformer_block_[3-4]", "vit_encoder/ln"],
+}
+optimizer = LayerwiseOptimizer(
+    keras.optimizers.AdamW(1e-3), vit_groups, multipliers=[0.1, 0.3, 1.0]
+)
+vit.compile(optimizer, "mse")
+images = rng.uniform(size=(2, 8, 8, 3))
+vit.fit(images, np.zeros(vit(images).shape), verbose=0)
+
+# %% [markdown]
+# ## A custom JAX training loop
+#
+# The multipliers are the first of `optimizer.variables`, so one compiled step serves
+# any of them, and `jax.vmap` a population.
+
+# %%
+optimizer = LayerwiseOptimizer(keras.optimizers.AdamW(1e-2), {"all": "*"})
+optimizer.build(model.trainable_variables)
+
+
+@jax.jit
+def step(weights, state, x, y):
+    def loss(weights):
+        prediction, _ = model.stateless_call(weights, [], x)
+        return keras.ops.mean((prediction - y) ** 2)
+
+    value, gradients = jax.value_and_grad(loss)(weights)
+    return value, *optimizer.stateless_apply(state, gradients, weights)
+
+
+weights = [v.value for v in model.trainable_variables]
+state = [v.value for v in optimizer.variables]
+for multiplier in (1.0, 0.5, 0.1):
+    state[0] = np.array([multiplier], "float32")
+    value, weights, state = step(weights, state, data, target)
+    state = list(state)
+
+# %% [markdown]
+# ## Mixed precision
+#
+# With `mixed_float16`, `compile` puts a `LossScaleOptimizer` around, which must be
+# outermost. `mixed_bfloat16` needs none.
+
+# %%
+half = keras.Sequential([keras.layers.Dense(1, name="head", dtype="mixed_bfloat16")])
+scaled = keras.optimizers.LossScaleOptimizer(
+    LayerwiseOptimizer(keras.optimizers.Adam(1e-3), {"head": "head"})
+)
+half.compile(scaled, "mse")
+half.fit(data, target, verbose=0)
+
+# %% [markdown]
+# ## Saving and resuming
+#
+# A `.keras` file holds everything once: groups, multipliers, the inner optimizer with
+# its state and schedule. A checkpoint of other groups is refused by name.
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    model.compile(
+        LayerwiseOptimizer(
+            keras.optimizers.AdamW(1e-2), {"body": ["low", "high"], "head": "head"}
+        ),
+        "mse",
+    )
+    model.fit(data, target, verbose=0)
+    model.save(f"{folder}/model.keras")
+    resumed = keras.models.load_model(f"{folder}/model.keras")
+resumed.fit(data, target, verbose=0)
+
+# %% [markdown]
+# ## What differs from the plain optimizer
+#
+# - `Ftrl` divides by the learning rate and refuses a multiplier of 0; with
+#   `ScheduleFreeAdamW` a frozen weight keeps its value only to float32 rounding,
+#   because each step interpolates two copies of it.
+# - An optimizer of your own is scaled through its `update_step`; one that replaces
+#   `_backend_update_step` is refused. PyTorch's fused updates run once per group.
+# - `to_multi_optimizer()` gives the equivalent `keras.optimizers.MultiOptimizer` for
+#   the same model, and refuses global clipping and multipliers that follow the step.
+# - Layers that are added, frozen or unfrozen after the optimizer was built need a new
+#   optimizer, as everywhere in Keras; a multiplier of 0 does not.

@@ -1,0 +1,277 @@
+"""Saving, resuming in a new process, refusing other groups, callbacks."""
+
+import subprocess
+import sys
+import textwrap
+
+from optimizer_cases import (
+    ABC,
+    BACKEND,
+    make_gradients,
+    make_variables,
+    one_group,
+    small_data,
+    small_model,
+    train,
+)
+
+# isort: split
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from lrdist_keras.optimizer import GradualUnfreezing, LayerwiseOptimizer
+
+X, Y = small_data()
+MULTIPLIERS = [0.5, 0.3, 1.7]
+
+
+def compiled(groups=ABC, multipliers=MULTIPLIERS, inner=None, names=("a", "b", "c")):
+    model = small_model(names=names)
+    inner = inner or keras.optimizers.AdamW(0.01)
+    model.compile(LayerwiseOptimizer(inner, groups, multipliers), "mse")
+    return model
+
+
+RESUME = """
+    import os, sys
+    import keras
+    import numpy as np
+    sys.path.insert(0, os.path.join(os.getcwd(), "tests"))
+    from optimizer_cases import ABC, small_data, small_model
+    from lrdist_keras.optimizer import LayerwiseOptimizer
+
+    def batches():
+        rng = np.random.default_rng(0)
+        x, y = small_data()
+        return [(x[i], y[i]) for i in (rng.integers(0, 16, 4) for _ in range(11))]
+
+    def fresh():
+        schedule = keras.optimizers.schedules.CosineDecay(0.02, 11, warmup_steps=2)
+        inner = keras.optimizers.AdamW(
+            schedule, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3,
+            gradient_accumulation_steps=2,
+        )
+        model = small_model()
+        model.compile(LayerwiseOptimizer(inner, ABC, [0.5, 0.3, 1.7]), "mse")
+        return model
+
+    mode, folder = sys.argv[1:]
+    if mode == "resume-keras":
+        model = keras.models.load_model(f"{folder}/middle.keras")
+    elif mode == "resume-weights":
+        model = fresh()
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.multipliers = [1.0, 1.0, 1.0]
+        model.load_weights(f"{folder}/middle.weights.h5")
+    else:
+        model = fresh()
+    start = 5 if mode.startswith("resume") else 0
+    for step, (x, y) in enumerate(batches()):
+        if step < start:
+            continue
+        if step == 5 and mode == "whole":
+            model.save(f"{folder}/middle.keras")
+            model.save_weights(f"{folder}/middle.weights.h5")
+        model.train_on_batch(x, y)
+    state = [v.value for v in model.trainable_variables + model.optimizer.variables]
+    np.savez(f"{folder}/{mode}.npz", *map(keras.ops.convert_to_numpy, state))
+"""
+
+
+def test_resuming_in_a_new_process_changes_nothing(tmp_path):
+    """After an odd number of steps: half an accumulation, between two overwrites."""
+    script = tmp_path / "resume.py"
+    script.write_text(textwrap.dedent(RESUME))
+    for mode in ("whole", "resume-keras", "resume-weights"):
+        subprocess.run([sys.executable, script, mode, tmp_path], check=True)
+    whole = np.load(tmp_path / "whole.npz")
+    for mode in ("resume-keras", "resume-weights"):
+        resumed = np.load(tmp_path / f"{mode}.npz")
+        assert len(resumed.files) == len(whole.files) > 20
+        for name in whole.files:
+            if BACKEND == "jax":
+                np.testing.assert_array_equal(resumed[name], whole[name])
+            else:  # kernels that may sum in another order
+                np.testing.assert_allclose(resumed[name], whole[name], atol=1e-6)
+
+
+def test_the_state_is_stored_once(tmp_path):
+    model = compiled()
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    stored = []
+    with h5py.File(tmp_path / "m.weights.h5") as file:
+        file["optimizer"].visititems(
+            lambda name, item: stored.append(name) if hasattr(item, "shape") else None
+        )
+    own = [name for name in stored if not name.startswith("inner_optimizer/")]
+    assert sorted(own) == ["vars/group_names", "vars/multipliers"]
+    assert len(stored) - 2 == len(model.optimizer.inner_optimizer.variables)
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ({"a": "a", "bc": ["b", "c"]}, ["a", "bc"]),
+        ({"x": "a", "b": "b", "c": "c"}, ["x", "b", "c"]),
+        ({"c": "c", "b": "b", "a": "a"}, ["c", "b", "a"]),
+    ],
+    ids=["number", "names", "order"],
+)
+@pytest.mark.parametrize("built", [True, False])
+def test_a_checkpoint_of_other_groups_is_refused_by_name(
+    tmp_path, groups, names, built
+):
+    model = compiled()
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = compiled(groups, None)
+    if built:
+        other.optimizer.build(other.trainable_variables)
+        before = other.optimizer.multipliers
+    with pytest.raises(ValueError, match="same groups in the same order") as error:
+        if built:
+            other.load_weights(tmp_path / "m.weights.h5")
+        else:
+            with pytest.warns(UserWarning, match="Skipping variable loading"):
+                other.load_weights(tmp_path / "m.weights.h5")
+    assert str(["a", "b", "c"]) in str(error.value)
+    assert str(names) in str(error.value)
+    if built:
+        assert other.optimizer.multipliers == before
+
+
+def test_a_checkpoint_of_a_plain_optimizer_is_skipped_with_a_warning(tmp_path):
+    model = small_model()
+    model.compile(keras.optimizers.AdamW(0.01), "mse")
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = compiled()
+    other.optimizer.build(other.trainable_variables)
+    with pytest.warns(UserWarning) as warned:
+        other.load_weights(tmp_path / "m.weights.h5")
+    assert any("saved without them" in str(w.message) for w in warned)
+    np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
+
+
+@pytest.mark.parametrize("kind", ["mapping", "function", "schedule", "scaled"])
+def test_keras_file_round_trip(tmp_path, kind):
+    if kind == "function":
+        model = compiled(lambda v: v.path.split("/")[0], dict(a=0.5, b=0.3))
+    elif kind == "schedule":
+        model = compiled(multipliers=GradualUnfreezing(1, MULTIPLIERS))
+    else:
+        model = compiled()
+    if kind == "scaled":
+        wrapped = keras.optimizers.LossScaleOptimizer(model.optimizer, 8.0)
+        model.compile(wrapped, "mse")
+    model.fit(X, Y, batch_size=8, verbose=0)
+    model.save(tmp_path / "m.keras")
+    other = keras.models.load_model(tmp_path / "m.keras")
+    for a, b in zip(model.optimizer.variables, other.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(*(np.array(v) for v in map(to_numpy, (a, b))))
+    for each in (model, other):
+        each.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def to_numpy(variable):
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def test_set_weights_moves_the_whole_state():
+    model, other = compiled(), compiled(multipliers=None)
+    model.fit(X, Y, verbose=0)
+    other.set_weights(model.get_weights())
+    other.optimizer.build(other.trainable_variables)
+    other.optimizer.set_weights([to_numpy(v) for v in model.optimizer.variables])
+    assert other.optimizer.multipliers == model.optimizer.multipliers
+    assert int(other.optimizer.iterations) == 1
+    for each in (model, other):
+        each.train_on_batch(X, Y)
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_callbacks_of_the_learning_rate(tmp_path):
+    model = compiled(inner=keras.optimizers.SGD(0.5))
+    model.fit(
+        X, Y, epochs=3, verbose=0,
+        callbacks=[
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        ],
+    )  # fmt: skip
+    assert float(to_numpy(model.optimizer.learning_rate)) == 0.0625
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss", factor=0.5, patience=1, min_delta=1e9
+    )
+    history = model.fit(X, Y, epochs=3, verbose=0, callbacks=[plateau])
+    assert float(to_numpy(model.optimizer.learning_rate)) < 0.0625
+    assert "learning_rate" in history.history
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_swap_ema_weights(scaled):
+    """Evaluation sees the averages, training goes on with the weights."""
+
+    def evaluated(optimizer):
+        model = small_model()
+        if scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 4.0)
+        model.compile(optimizer, "mse")
+        history = model.fit(
+            X, Y, epochs=3, shuffle=False, verbose=0, validation_data=(X, Y),
+            callbacks=[keras.callbacks.SwapEMAWeights()],
+        )  # fmt: skip
+        return history.history["val_loss"], model.get_weights()
+
+    sgd = {"learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.9}
+    ours = evaluated(LayerwiseOptimizer(keras.optimizers.SGD(**sgd), ABC))
+    if scaled:  # the callback unwraps one optimizer, so a plain one is the reference
+        scaled = False
+    plain = evaluated(keras.optimizers.SGD(**sgd))
+    np.testing.assert_allclose(ours[0], plain[0], rtol=1e-5)
+    for a, b in zip(ours[1], plain[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_tensorboard_writes_the_learning_rate(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the package tensorboard")
+    from tensorflow.core.util import event_pb2
+    from tensorflow.python.lib.io import tf_record
+
+    model = compiled(inner=keras.optimizers.SGD(0.25))
+    board = keras.callbacks.TensorBoard(tmp_path, write_steps_per_second=False)
+    model.fit(X, Y, verbose=0, callbacks=[board])
+    rates = [
+        np.frombuffer(value.tensor.tensor_content, "float32")[0]
+        for path in tmp_path.rglob("events.*")
+        for record in tf_record.tf_record_iterator(str(path))
+        for value in event_pb2.Event.FromString(record).summary.value
+        if value.tag == "epoch_learning_rate"
+    ]
+    assert rates == [0.25]
+
+
+def test_the_configuration_keeps_everything():
+    optimizer = LayerwiseOptimizer(
+        keras.optimizers.Adam(0.5, clipnorm=2.0), ABC, MULTIPLIERS, name="mine"
+    )
+    copy = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(optimizer)
+    )
+    assert copy.get_config() == optimizer.get_config()
+    assert copy.name == "mine" and copy.inner_optimizer.clipnorm == 2.0
+    assert copy.multipliers == dict(zip(ABC, MULTIPLIERS, strict=True))
+
+
+def test_decoded_multiplier_survives_float32():
+    optimizer = one_group(keras.optimizers.SGD(1.0), 0.1)
+    variables = make_variables()
+    train(optimizer, make_gradients(1), variables)
+    assert optimizer.multipliers == {"all": float(np.float32(0.1))}
