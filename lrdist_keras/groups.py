@@ -274,7 +274,8 @@ def path_groups(
     }
     groups = {g: p for g, p in groups.items() if _any_match(p, paths)}
     known = [pattern for patterns in groups.values() for pattern in patterns]
-    rest = tuple(escape(path) for path in paths if not _any_match(known, [path]))
+    # From the beginning, lest they match a longer path with the same end.
+    rest = tuple(f"/{escape(path)}" for path in paths if not _any_match(known, [path]))
     return scheme, {**groups, "head": rest} if rest else groups
 
 

@@ -92,6 +92,8 @@ def test_scheme_text_errors(text):
         ("query/kernel", "query/dense/kernel", False),
         ("kernel", "layer/Kernel", False),
         ("a/b/c", "b/c", False),
+        ("/a/b", "a/b/c", True),
+        ("/a/b", "c/a/b", False),
     ],
 )
 def test_patterns_match_whole_segments_side_by_side(pattern, path, expected):
@@ -174,7 +176,7 @@ def test_a_users_head_is_the_head_also_in_a_flat_functional_model():
     output = keras.layers.Dense(3, name="my_head")(backbone.output[:, 0])
     model = keras.Model(backbone.input, output)
     _, groups = transformer_groups(model)
-    assert groups["head"] == ("my_head/kernel", "my_head/bias")
+    assert groups["head"] == ("/my_head/kernel", "/my_head/bias")
 
 
 def test_two_transformers_and_none_are_refused():

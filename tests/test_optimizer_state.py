@@ -219,7 +219,7 @@ def test_callbacks_of_the_learning_rate(tmp_path):
 def test_swap_ema_weights(scaled):
     """Evaluation sees the averages, training goes on with the weights."""
 
-    def evaluated(optimizer):
+    def evaluated(optimizer, scaled=False):
         model = small_model()
         if scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 4.0)
@@ -231,9 +231,8 @@ def test_swap_ema_weights(scaled):
         return history.history["val_loss"], model.get_weights()
 
     sgd = {"learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.9}
-    ours = evaluated(LayerwiseOptimizer(keras.optimizers.SGD(**sgd), ABC))
-    if scaled:  # the callback unwraps one optimizer, so a plain one is the reference
-        scaled = False
+    ours = evaluated(LayerwiseOptimizer(keras.optimizers.SGD(**sgd), ABC), scaled)
+    # The callback unwraps one optimizer, so an unscaled one is the reference.
     plain = evaluated(keras.optimizers.SGD(**sgd))
     np.testing.assert_allclose(ours[0], plain[0], rtol=1e-5)
     for a, b in zip(ours[1], plain[1], strict=True):
