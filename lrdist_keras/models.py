@@ -113,8 +113,8 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"model.preset: '{preset}' cannot be had: {reason[0]} A preset is a local "
-            "folder, a package:// folder, or a KerasHub name, which needs the internet "
+            f"model.preset: '{preset}' cannot be had: {reason[0].rstrip('.')}. A "
+            "preset is a local folder, a package:// folder, or a KerasHub name, which needs the internet "
             "the first time."
         ) from error
     output = backbone.output
