@@ -62,9 +62,9 @@ def compare(
         records = _run(prepared, pending)
         summaries = statistics.summarize(records)
         prepared.save_results(records)
+        console.print(report.results_table(summaries, configuration.name))
         report.save_picture(folder / "comparison.png", records, prepared.distributions)
-    console.print(report.results_table(summaries, configuration.name))
-    console.print(f"Results: {folder}/results.json, {folder}/comparison.png")
+    print(f"Results: {folder}/results.json, {folder}/comparison.png")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Comparison:
             OSError: If the folder cannot be written to, or another process works in it.
         """
         with _locked(self.folder):
+            _cut_half_a_line(self.folder)
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
                 tasks = [self.tasks[name] for name in sequence.tasks]
@@ -254,10 +255,17 @@ def claim(configuration: Configuration, folder: Path) -> None:
         ValueError: If it holds finished runs of another configuration.
         OSError: If it cannot be written to.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _claim(configuration, folder)
+
+
+def _claim(configuration: Configuration, folder: Path) -> None:
     path = folder / "configuration.json"
     content = configuration.model_dump()
     if path.is_file() and read_runs(folder):
-        old, new = _identity(json.loads(path.read_text("utf-8"))), _identity(content)
+        written = json.loads(path.read_text("utf-8"))
+        old, new = _identity({"": written}), _identity({"": content})
         differing = sorted(
             k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
         )
@@ -277,8 +285,8 @@ def claim(configuration: Configuration, folder: Path) -> None:
 def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the finished runs of a folder.
 
-    A last line without its end is what an interruption left: it is cut off, and that
-    run is done again.
+    A last line without its end is being written, or what an interruption left: it does
+    not count, and that run is done again.
 
     Raises:
         ValueError: If another line is damaged.
@@ -286,21 +294,29 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / "runs.jsonl"
     if not path.is_file():
         return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with replacing(path) as file:
-            file.write(whole)
+    *lines, _ = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            if not {"sequence", "arm", "seed", *METRICS} <= set(record):
+                raise ValueError
+            records.append(record)
+        except (ValueError, TypeError):
             raise ValueError(
                 f"{path}, line {number} is damaged; remove the line to do its run "
                 "again."
             ) from None
     return records
+
+
+def _cut_half_a_line(folder: Path) -> None:
+    path = folder / "runs.jsonl"
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with replacing(path) as file:
+            file.write(whole)
 
 
 def _record(
@@ -320,7 +336,7 @@ def _record(
         ],
         "majority_rates": run.majority_rates.tolist(),
         "examples": run.examples.tolist(),
-        "curves": run.curves,
+        "curves": {name: asdict(curve) for name, curve in run.curves.items()},
         "seconds": round(run.seconds, 3),
         "training_seconds": round(run.training_seconds, 3),
         "compile_seconds": round(run.compile_seconds, 3),
@@ -347,10 +363,9 @@ def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat_[path] = value
 
-    walk({k: v for k, v in content.items() if k != "seeds"}, "")
-    for free in ("data.cache", "data.download"):
-        flat_.pop(free, None)
-    return flat_
+    walk(content, "")
+    free = ("data.cache", "data.download", "seeds")
+    return {path: value for path, value in flat_.items() if path not in free}
 
 
 @contextmanager

@@ -19,8 +19,18 @@ from pydantic import (
     model_validator,
 )
 
-Name = Annotated[str, Field(pattern=r"^[^\s/][^/\n]*$", max_length=80)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _file_name(name: str) -> str:
+    if name in (".", ".."):
+        raise ValueError("a name must be one that a folder can have")
+    return name
+
+
+Name = Annotated[
+    str, Field(pattern=r"^[^\s/][^/\n]*$", max_length=80), AfterValidator(_file_name)
+]
+# Above the limits float32 would overflow in training.
+Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
@@ -105,6 +115,8 @@ class TaskSettings(_Section):
             )
         if self.source == "files" and not {"train", "text", "label"} <= set(given):
             raise ValueError("source = 'files' needs `train`, `text` and `label`")
+        if self.class_names is not None:
+            _unique(self.class_names, "class name")
         if isinstance(self.text, list) and len(self.text) not in (1, 2):
             raise ValueError("`text` must name one column, or the two of a pair")
         return self
@@ -143,7 +155,7 @@ class ArmSettings(_Section):
     resample: bool = False
     rescale: Rate | None = None
     strategy: Literal["plain", "ewc"] = "plain"
-    strength: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    strength: float | None = Field(default=None, ge=0, le=1e30, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_source_of_rates(self) -> Self:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,12 +155,16 @@ class Distribution:
                 raise ValueError(f"it lacks {sorted(missing)}")
             if not isinstance(content["rates"], dict):
                 raise ValueError('"rates" must map group names to numbers')
+            provenance = content.get("provenance", {})
+            if not isinstance(provenance, dict):
+                raise ValueError('"provenance" must be a JSON object')
+            json.dumps(provenance, allow_nan=False)
             return cls(
                 scheme_from_json(content["scheme"]),
                 content["rates"],
-                content.get("provenance", {}),
+                provenance,
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a distribution: {error}") from error
 
 
@@ -327,7 +332,10 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         found = scheme_from_json(json.loads(neighbour.read_text(encoding="utf-8")))
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
         columns = list(reader.fieldnames or [])
     wanted = ["p_s", "p_o", *found.names]
     missing = [name for name in wanted if name not in columns]
@@ -420,7 +428,7 @@ def _positions(scheme: Scheme) -> list[float]:
 
 def _rate(value: Any, what: str) -> float:
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
+    if not (number and 0 < value <= sys.float_info.max):
         raise ValueError(
             f"{what} must be a positive, finite number. Received: {value!r}"
         )

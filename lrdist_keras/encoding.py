@@ -300,7 +300,10 @@ def _write(
 def _file_tokenizer(content: bytes) -> Tokenizer:
     from tokenizers import Tokenizer as FileTokenizer
 
-    tokenizer = FileTokenizer.from_str(content.decode("utf-8"))
+    try:
+        tokenizer = FileTokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # what the library raises, of no narrower class
+        raise ValueError(f"The checkpoint's tokenizer.json: {error}") from error
     pad_id = (tokenizer.padding or {}).get("pad_id")
     if pad_id is None:
         found = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))

@@ -130,6 +130,9 @@ class PatternScheme:
         """The group names in order."""
         return tuple(self.patterns)
 
+    def __str__(self) -> str:
+        return f"by patterns of {', '.join(self.names)}"
+
     def to_json(self) -> dict[str, Any]:
         """The scheme as it stands in a distribution file."""
         return {"patterns": {name: list(p) for name, p in self.patterns.items()}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +78,17 @@ def find_preset(settings: ModelSettings) -> str:
             preset = str(package_folder(module) / inner)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"model.preset: {error}") from None
-    folder = Path(preset)
+    folder = Path(os.path.expanduser(preset))
     looks_local = preset != settings.preset or preset.startswith(
         ("/", "./", "../", "~")
     )
-    if looks_local and not folder.expanduser().is_dir():
+    if looks_local and not folder.is_dir():
         raise FileNotFoundError(
             f"model.preset: there is no folder '{preset}'. "
             f"Received: '{settings.preset}'"
         )
-    if folder.expanduser().is_dir():
-        preset = str(folder.expanduser())
+    if folder.is_dir():
+        preset = str(folder)
     if settings.sha256 is not None:
         _check_weights(Path(preset), settings.sha256)
     return preset
@@ -114,8 +115,8 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"model.preset: '{preset}' cannot be had: {reason[0].rstrip('.')}. A "
-            "preset is a local folder, a package:// folder, or a KerasHub name, which needs the internet "
-            "the first time."
+            "preset is a local folder, a package:// folder, or a KerasHub name, which "
+            "needs the internet the first time."
         ) from error
     output = backbone.output
     if isinstance(output, dict):

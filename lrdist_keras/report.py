@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from lrdist_keras.distribution import Distribution
@@ -42,7 +43,7 @@ def group_tables(
         table.add_column("variables", justify="right", no_wrap=True)
         table.add_column("parameters", justify="right", no_wrap=True)
         for arm, _ in part:
-            table.add_column(arm, justify="right", overflow="fold", min_width=8)
+            table.add_column(escape(arm), justify="right", overflow="fold", min_width=8)
         for index, (name, variables, parameters) in enumerate(groups):
             rates_of = [f"{rates[index]:.2e}" for _, rates in part]
             table.add_row(name, str(variables), f"{parameters:,}", *rates_of)
@@ -64,7 +65,8 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
         learned = f"{s.learned}/{s.seeds}"
         if s.learned < s.seeds:
             learned = f"[red]{learned}[/red]"
-        table.add_row(*([s.sequence] if several else []), s.arm, *cells, learned)
+        names = [s.sequence, s.arm] if several else [s.arm]
+        table.add_row(*map(escape, names), *cells, learned)
     table.caption = (
         "Mean ± standard deviation over the seeds. learned: runs in which every task "
         "got 2 standard errors above its majority rate; the others (red) are left out "
@@ -79,9 +81,11 @@ def distribution_table(distribution: Distribution, title: str) -> Table:
     for heading in ("group", "rate", "multiplier"):
         table.add_column(heading, justify="left" if heading == "group" else "right")
     for name, rate in distribution.rates.items():
-        table.add_row(name, f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}")
+        table.add_row(
+            escape(name), f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}"
+        )
     table.caption = (
-        f"scheme {distribution.scheme}; geometric mean "
+        f"scheme {escape(str(distribution.scheme))}; geometric mean "
         f"{distribution.geometric_mean:.4e}"
     )
     return table
@@ -99,7 +103,7 @@ def spread_table(
         values = [pair.rates[name] for pair in pairs]
         factor = f"{spread[name]:.2f}"
         table.add_row(
-            name,
+            escape(name),
             f"{rate:.4e}",
             f"{min(values):.4e}",
             f"{max(values):.4e}",
@@ -131,7 +135,7 @@ def save_picture(
         _draw_distributions(row[0], distributions)
         _draw_accuracies(row[1], runs, list(distributions))
         _draw_curves(row[2], runs, list(distributions))
-        row[1].set_title(sequence.replace("->", "→"))
+        row[1].set_title(_literal(sequence).replace("->", "→"))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels))
@@ -142,7 +146,7 @@ def save_picture(
 
 def _table(title: str) -> Table:
     return Table(
-        title=title,
+        title=escape(title),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -161,7 +165,9 @@ def _draw_distributions(axis: Any, distributions: Mapping[str, Distribution]) ->
         # Arms with the same rates would hide each other.
         shift = 0.06 * (index - (len(distributions) - 1) / 2)
         position = np.arange(len(distribution.rates)) + shift
-        axis.plot(position, distribution.values, label=arm, lw=1, **_style(index))
+        axis.plot(
+            position, distribution.values, label=_literal(arm), lw=1, **_style(index)
+        )
     names = list(next(iter(distributions.values())).rates)
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yscale("log")
@@ -183,7 +189,7 @@ def _draw_accuracies(
         if chosen:
             mean = [np.mean([r[name] for r in chosen]) for name in ("p_s", "p_o")]
             axis.plot(*mean, ms=11, ls="", markeredgecolor="black", **style)
-    tasks = runs[0]["tasks"]
+    tasks = [_literal(name) for name in runs[0]["tasks"]]
     axis.set_xlabel(f"p_s: accuracy on {tasks[-1]} (second task)")
     axis.set_ylabel(f"p_o: accuracy on {', '.join(tasks[:-1])} at the end")
     axis.grid(alpha=0.3)
@@ -200,15 +206,26 @@ def _draw_curves(
             if record["arm"] == arm and last in record["curves"]
         ]
         for curve in curves:
-            axis.plot(curve["steps"], curve[first], color=f"C{index % 10}", alpha=0.25)
+            axis.plot(
+                curve["steps"],
+                curve["accuracy"][first],
+                color=f"C{index % 10}",
+                alpha=0.25,
+            )
         if curves:
             steps = np.mean([curve["steps"] for curve in curves], axis=0)
-            mean = np.mean([curve[first] for curve in curves], axis=0)
+            mean = np.mean([curve["accuracy"][first] for curve in curves], axis=0)
             axis.plot(steps, mean, lw=2, **_style(index))
+    first, last = _literal(first), _literal(last)
     axis.set_xlabel(f"steps on {last}")
     axis.set_ylabel(f"accuracy on {first}")
     axis.set_title(f"what training on {last} does to {first}")
     axis.grid(alpha=0.3)
+
+
+def _literal(text: str) -> str:
+    """The text as Matplotlib must be given it, to which a dollar begins mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _with_deviation(mean: float, deviation: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ _BBC = ("bbc/topic", "bbc/headline")
 _BBC_VALIDATION_SHARE = 0.25
 _HELD_OUT_SHARE = 0.1
 _MOST_INTEGER_CLASSES = 1000
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,7 @@ def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Rows:
                     f"{nearest(name, known)}. Columns: {known}"
                 )
         for column, name in zip(columns, texts, strict=True):
-            if not isinstance(row[name], str):
+            if not isinstance(row[name], str) or not _is_unicode(row[name]):
                 raise ValueError(
                     f"{path}, line {line}: column '{name}' must hold text. "
                     f"Received: {row[name]!r}"
@@ -343,6 +345,15 @@ def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Rows:
     if not labels:
         raise ValueError(f"{path} holds no examples.")
     return _Rows(path, columns, labels, lines)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no half of a surrogate pair, as JSON can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _format(path: Path) -> str:
@@ -363,11 +374,24 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]
         quoting: Any = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
         delimiter = "\t" if kind == "tsv" else ","
         try:
-            reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+            reader = csv.DictReader(
+                file, delimiter=delimiter, quoting=quoting, strict=True
+            )
+            names = list(reader.fieldnames or [])
+            if repeated := sorted({n for n in names if names.count(n) > 1}):
+                raise ValueError(f"{path}: columns must differ. Repeated: {repeated}")
             for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: a row must have the "
+                        f"{len(names)} fields of the header; text with a comma or a "
+                        "line break stands in quotes."
+                    )
                 yield reader.line_num, row
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} must be text in UTF-8: {error}") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -377,7 +401,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON: {error}"
                 ) from None
@@ -390,7 +414,7 @@ def _label(value: Any, where: str) -> int | str:
     """An integer, also when written as text, or a name."""
     if isinstance(value, str):
         text = value.strip()
-        value = int(text) if text.lstrip("+-").isdecimal() else sys.intern(text)
+        value = int(text) if _INTEGER.fullmatch(text) else sys.intern(text)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ValueError(
             f"{where}: a label must be an integer or a class name. Received: {value!r}"

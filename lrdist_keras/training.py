@@ -55,6 +55,20 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Accuracies on earlier tasks while a later one trains.
+
+    Args:
+        steps: Steps of the later task after which they were evaluated.
+        accuracy: Accuracies by name of the earlier task, one per entry of `steps`, on
+            a subset of its validation examples that is the same for all runs.
+    """
+
+    steps: list[int]
+    accuracy: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
 class Run:
     """What one sequential run gave.
 
@@ -63,9 +77,7 @@ class Run:
             trained, shape [tasks, tasks].
         majority_rates: Share of the most frequent validation class, shape [tasks].
         examples: Number of validation examples, shape [tasks].
-        curves: Per later task: the steps at which the earlier tasks were evaluated
-            while it trained (`steps`) and their accuracies by task name, on the curve's
-            subset of the validation examples.
+        curves: Per later task, what its training did to the earlier ones.
         logits: Logits of every evaluation at (after task, on task), each float32 of
             shape [examples, classes], in the order of the validation examples.
         seconds: Wall-clock time of the run.
@@ -78,7 +90,7 @@ class Run:
     accuracy: np.ndarray
     majority_rates: np.ndarray
     examples: np.ndarray
-    curves: dict[str, dict[str, list[float]]]
+    curves: dict[str, Curve]
     logits: dict[tuple[int, int], np.ndarray]
     seconds: float
     training_seconds: float
@@ -186,7 +198,7 @@ class SequentialTrainer:
         count = len(tasks)
         accuracy = np.full((count, count), np.nan)
         logits: dict[tuple[int, int], np.ndarray] = {}
-        curves: dict[str, dict[str, list[float]]] = {}
+        curves: dict[str, Curve] = {}
         heads = [
             _copy(new_head(task.classes, self.encoder.width, _rng(seed, _HEAD, i)))
             for i, task in enumerate(tasks)
@@ -203,16 +215,17 @@ class SequentialTrainer:
                 )
                 train = take(train, chosen)
             earlier = tasks[:i]
-            curve: dict[str, list[float]] = {"steps": []}
-            curve |= {t.name: [] for t in earlier}
+            curve = Curve([], {t.name: [] for t in earlier})
 
             def sample(
-                step: int, current: list, curve: dict = curve, i: int = i
+                step: int, current: list, curve: Curve = curve, i: int = i
             ) -> None:
-                curve["steps"].append(step)
+                curve.steps.append(step)
                 for j in range(i):
                     found = self._evaluate(samples[j], [*current, *heads[j]], tasks[j])
-                    curve[tasks[j].name].append(_accuracy(found, samples[j].labels))
+                    curve.accuracy[tasks[j].name].append(
+                        _accuracy(found, samples[j].labels)
+                    )
 
             values, state = self._train(
                 train,
@@ -281,20 +294,21 @@ class SequentialTrainer:
         )
         total = task.epochs * -(-len(train) // settings.batch_size)
         points = settings.curve_points
-        wanted = (
-            [round(total * k / points) for k in range(points + 1)] if sample else []
+        # The steps to stop at; the number of steps does not depend on the seed.
+        stops = (
+            {round(total * k / points) for k in range(points + 1)} if points else set()
         )
         kind = "plain" if penalty is None else "quadratic"
         done = 0
-        for calls in epochs:
-            for call in calls:
-                while sample and wanted and done >= wanted[0]:
-                    wanted = [step for step in wanted if step > done]
+        for call in (call for calls in epochs for call in calls):
+            rows = call.indices
+            while len(rows):
+                if sample and done in stops:
                     sample(done, values[:-2])
-                steps = len(call.indices)
+                steps = min([len(rows), *(s - done for s in stops if s > done)])
                 missing = settings.steps_per_call - steps
                 filled = np.pad(
-                    call.indices, ((0, missing), (0, 0)), constant_values=-1
+                    rows[:steps], ((0, missing), (0, 0)), constant_values=-1
                 )
                 arguments = (
                     values,
@@ -312,10 +326,11 @@ class SequentialTrainer:
                 values, state, optimizer_state, loss = program(*arguments)
                 jax.block_until_ready(loss)
                 self._clock.training += time.perf_counter() - start
-                self._clock.trained += int((call.indices >= 0).sum())
+                self._clock.trained += int((rows[:steps] >= 0).sum())
                 done += steps
+                rows = rows[steps:]
                 on_steps(steps)
-        if sample:
+        if sample and done in stops:
             sample(done, values[:-2])
         return values, state
 

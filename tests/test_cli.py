@@ -128,7 +128,9 @@ def test_an_output_folder_of_another_configuration(config, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "configuration.json").write_text('{"name": "another"}')
-    (out / "runs.jsonl").write_text('{"seed": 0}\n')
+    record = {"sequence": "a -> b", "arm": "x", "seed": 0, "learned": True}
+    record |= dict.fromkeys(["a1", "p_s", "p_o", "reward", "forgetting"], 0.5)
+    (out / "runs.jsonl").write_text(json.dumps(record) + "\n")
     message = refused("compare", config, "--out", out)
     assert "belongs to another configuration" in message
 

@@ -7,6 +7,7 @@ from lrdist_keras import comparison, config
 from lrdist_keras.config import ArmSettings
 from lrdist_keras.distribution import kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
+from lrdist_keras.statistics import METRICS
 
 
 @pytest.fixture
@@ -16,6 +17,11 @@ def configuration(tmp_path, toml):
         return config.load(tmp_path / "c.toml", overrides)
 
     return configuration
+
+
+def line(seed):
+    record = {"sequence": "a -> b", "arm": "x", "seed": seed}
+    return json.dumps(record | dict.fromkeys(METRICS, 0.5))
 
 
 def nothing(*arguments):
@@ -38,7 +44,7 @@ def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configur
     folder = tmp_path / "out"
     comparison.claim(configuration("training.epochs=3"), folder)
     comparison.claim(configuration(), folder)  # nothing has run yet
-    (folder / "runs.jsonl").write_text('{"seed": 0}\n')
+    (folder / "runs.jsonl").write_text(line(0) + "\n")
     comparison.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
     with pytest.raises(
         ValueError, match="another configuration.*arms.0.rate, tra.*epochs"
@@ -52,12 +58,14 @@ def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configur
 
 def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "runs.jsonl"
-    path.write_text('{"seed": 0}\n{"seed": 1')
-    assert comparison.read_runs(tmp_path) == [{"seed": 0}]
-    assert path.read_text() == '{"seed": 0}\n'
-    path.write_text('{"seed": 0}\n{"seed": \n{"seed": 2}\n')
-    with pytest.raises(ValueError, match="line 2 is damaged"):
-        comparison.read_runs(tmp_path)
+    path.write_text(f'{line(0)}\n{{"seed": 1')
+    assert [r["seed"] for r in comparison.read_runs(tmp_path)] == [0]
+    comparison._cut_half_a_line(tmp_path)
+    assert path.read_text() == line(0) + "\n"
+    for damaged in ('{"seed": ', "{}", "1", "", "[]"):
+        path.write_text(f"{line(0)}\n{damaged}\n{line(2)}\n")
+        with pytest.raises(ValueError, match="line 2 is damaged"):
+            comparison.read_runs(tmp_path)
 
 
 def test_too_many_training_examples(tmp_path, configuration):

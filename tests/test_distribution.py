@@ -18,6 +18,8 @@ from lrdist_keras.distribution import (
 )
 from lrdist_keras.groups import PatternScheme, Scheme
 
+SMALL_FILE = """{"format": 1, "scheme": {"layers": 1}, "provenance": %s,
+ "rates": {"embeddings": 1e-5, "encoder_1": 1e-5, "head": 1e-5}}"""
 SMALL = Scheme(2)  # embeddings, encoder_1, encoder_2, head
 
 
@@ -119,6 +121,11 @@ def test_group_names_must_be_those_of_the_scheme():
         ('{"format": 1, "scheme": {"layers": 2}, "rates": []}', "must map"),
         ('{"format": 1, "scheme": {"layers": 2}, "rates": {"head": NaN}}', "Missing"),
         ('{"format": 1, "scheme": 3, "rates": {}}', "is not a distribution"),
+        (SMALL_FILE % '"from Bob"', '"provenance" must be'),
+        (SMALL_FILE % "null", '"provenance" must be'),
+        (SMALL_FILE % '{"x": NaN}', "not JSON compliant"),
+        (SMALL_FILE.replace("1e-5", "1" + "0" * 400) % "{}", "positive, finite"),
+        ("[" * 100_000, "is not a distribution"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, content, message):

@@ -25,7 +25,12 @@ def record(arm="flat", seed=0, learned=True, p_s=0.8, sequence="a -> b"):
         "seed": seed,
         "tasks": sequence.split(" -> "),
         "learned": learned,
-        "curves": {"b": {"steps": [0, 5, 10], "a": [0.9, 0.8, 0.7]}},
+        "curves": {
+            sequence.split(" -> ")[-1]: {
+                "steps": [0, 5, 10],
+                "accuracy": {sequence.split(" -> ")[0]: [0.9, 0.8, 0.7]},
+            }
+        },
         **dict(zip(METRICS, [0.9, p_s, 0.7, p_s + 0.7, 0.2], strict=True)),
     }
 
@@ -77,6 +82,17 @@ def test_the_picture_is_a_picture_of_the_data(tmp_path, sequences):
     one, other = picture(0.8), picture(0.6)
     assert one.shape[1] > 1000
     assert not np.array_equal(one, other)
+
+
+def test_names_are_not_markup(tmp_path):
+    arm, sequence = "EWC [/old] $_$ [red]", "a$^$ -> [b]"
+    records = [record(arm, sequence=sequence), record(arm, sequence="a -> b")]
+    shown = text(report.results_table(summarize(records), "[bold]"), 120)
+    assert arm in shown and sequence in shown and "[bold]" in shown
+    (table,) = report.group_tables([("head", 1, 1)], {arm: flat(1e-5, SCHEME)})
+    assert "[/old]" in text(table, 120)
+    report.save_picture(tmp_path / "p.png", records, {arm: flat(1e-5, SCHEME)})
+    assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
 def test_one_task_alone_can_be_drawn(tmp_path):

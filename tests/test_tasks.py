@@ -237,6 +237,7 @@ def test_what_is_wrong_in_a_file(tmp_path, labels, settings, message):
     [
         ('{"text": 3, "label": 0}', "column 'text' must hold text"),
         ('{"text": "a", "label": 0.5}', "a label must be"),
+        ('{"text": "\\ud800", "label": 0}', "column 'text' must hold text"),
         ('{"text": "a", "label": true}', "a label must be"),
         ('{"text": "a", "label": null}', "a label must be"),
         ("[1]", "must be a JSON object"),
@@ -246,6 +247,22 @@ def test_what_is_wrong_in_json_lines(tmp_path, line, message):
     (tmp_path / "t.jsonl").write_text(f'{{"text": "a", "label": 1}}\n\n{line}\n')
     with pytest.raises(ValueError, match=f"line 3.*{message}"):
         from_files(tmp_path, "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("label,text\n1,hello, world\n0,x\n", "line 2: a row must have the 2 fields"),
+        ("label,text\n1\n0,x\n", "line 2: a row must have the 2 fields"),
+        ('label,text\n0,a\n1,"open\n0,b\n', "unexpected end of data"),
+        ("text,label,text\na,0,b\n", "Repeated: .'text'"),
+        ("text,label\na,+-5\nb,0\n", "line 2: some labels are integers"),
+    ],
+)
+def test_what_is_wrong_in_a_table(tmp_path, content, message):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        from_files(tmp_path, "t.csv")
 
 
 def test_files_of_other_kinds(tmp_path):
