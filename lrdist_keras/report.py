@@ -59,7 +59,7 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
     for heading in (*(["sequence"] if several else []), "arm"):
         table.add_column(heading)
     for heading in ("a1", "p_s", "p_o", "p_s + p_o", "forgetting", "learned"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for s in summaries:
         cells = [_with_deviation(s.mean[n], s.deviation[n]) for n in s.mean]
         learned = f"{s.learned}/{s.seeds}"
@@ -231,4 +231,6 @@ def _literal(text: str) -> str:
 def _with_deviation(mean: float, deviation: float) -> str:
     if math.isnan(mean):
         return "-"
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
+    if math.isnan(deviation):
+        return f"{mean:.3f}"
+    return f"{mean:.3f}±" + f"{deviation:.3f}".removeprefix("0")

@@ -40,8 +40,15 @@ def test_results_have_mean_deviation_and_what_did_not_learn():
     lines = text(report.results_table(summarize(records), "title"), 120).splitlines()
     row = next(line for line in lines if "flat" in line)
     assert row.split() == (
-        "flat 0.900 ± 0.000 0.800 ± 0.141 0.700 ± 0.000 1.500 ± 0.141 0.200 1/2".split()
+        "flat 0.900±.000 0.800±.141 0.700±.000 1.500±.141 0.200 1/2".split()
     )
+
+
+def test_the_results_fit_a_terminal_of_80_columns():
+    records = [record("kenneweg2022 at 5e-5", seed, p_s=seed / 4) for seed in (1, 2)]
+    shown = text(report.results_table(summarize(records), "title"))
+    assert "0.375±.177" in shown and "0.200±.000" in shown and "2/2" in shown
+    assert "…" not in shown
 
 
 def test_the_group_table_fits_a_terminal_whatever_the_number_of_arms():
