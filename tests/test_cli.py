@@ -69,14 +69,16 @@ def test_compare_from_beginning_to_end(config, tmp_path):
 
 def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    arms = 'arms=[{name="fast", rate=1e-2}, {name="slow", rate=1e-4}]'
+    command = ["compare", str(config), "--set", arms, "--out"]
     start = time.monotonic()
-    result = lrdist("compare", config, "--out", undisturbed)
+    result = lrdist(*command, undisturbed)
     assert result.returncode == 0, result.stderr
     whole = time.monotonic() - start
     moments = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(
-            [*LRDIST, "compare", str(config), "--out", str(killed)],
+            [*LRDIST, *command, str(killed)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -85,7 +87,7 @@ def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    result = lrdist("compare", config, "--out", killed)
+    result = lrdist(*command, killed)
     assert result.returncode == 0, result.stderr
     assert table(killed) == table(undisturbed)
 
