@@ -57,7 +57,7 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
     table = _table(title)
     several = len({s.sequence for s in summaries}) > 1
     for heading in (*(["sequence"] if several else []), "arm"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("a1", "p_s", "p_o", "p_s + p_o", "forgetting", "learned"):
         table.add_column(heading, justify="right", no_wrap=True)
     for s in summaries:
