@@ -31,6 +31,19 @@ _LARGEST = float(np.finfo(np.float32).max)
 _NAMES = "group_names"
 
 
+def _delegated(name: str) -> property:
+    """An option of the inner optimizer, to be read and assigned on the outer one."""
+
+    def get(self: LayerwiseOptimizer) -> Any:
+        return getattr(self.inner_optimizer, name) if self._delegates else None
+
+    def assign(self: LayerwiseOptimizer, value: Any) -> None:
+        if self._delegates:
+            setattr(self.inner_optimizer, name, value)
+
+    return property(get, assign)
+
+
 @keras.saving.register_keras_serializable(package="lrdist_keras")
 class LayerwiseOptimizer(keras.optimizers.Optimizer):
     """Gives each group of variables its own multiple of the learning rate.
@@ -39,7 +52,11 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     accumulation stay whole; its update and its decoupled weight decay see
     `learning_rate * multiplier` for each variable. The multipliers are state, one
     float32 vector of shape [groups], the first of `variables`: assigning others
-    recompiles nothing. A multiplier of 0 freezes its group.
+    recompiles nothing. A multiplier of 0 freezes its group: its weights keep every
+    bit, whatever momentum and decay say, while the optimizer's own state goes on.
+
+    The options of the inner optimizer (`clipnorm`, `weight_decay`, `use_ema` and so on)
+    can be read and assigned here as there.
 
     Args:
         inner_optimizer: A Keras optimizer that is not built yet. Options such as
@@ -72,6 +89,19 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     >>> model.compile(optimizer, loss="mse")
     """
 
+    _delegates = False  # so that the base class finds nothing to do
+
+    weight_decay = _delegated("weight_decay")
+    clipnorm = _delegated("clipnorm")
+    global_clipnorm = _delegated("global_clipnorm")
+    clipvalue = _delegated("clipvalue")
+    use_ema = _delegated("use_ema")
+    ema_momentum = _delegated("ema_momentum")
+    ema_overwrite_frequency = _delegated("ema_overwrite_frequency")
+    gradient_accumulation_steps = _delegated("gradient_accumulation_steps")
+    # `LossScaleOptimizer` sets it to None on what it wraps.
+    loss_scale_factor = _delegated("loss_scale_factor")
+
     def __init__(
         self,
         inner_optimizer: keras.optimizers.Optimizer,
@@ -83,6 +113,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         # A function, because a number would become one more variable of ours.
         super().__init__(learning_rate=lambda: inner_optimizer.learning_rate, name=name)
         self.inner_optimizer = inner_optimizer
+        self._delegates = True
         self._group_function: Callable[[Any], str] | None = None
         if isinstance(groups, keras.Model):
             self.groups = transformer_groups(groups)[1]
@@ -147,11 +178,16 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                 for group, positions in by_group(variables).items():
                     if product is not None:
                         product.assign(start)
+                    members = [variables[i] for i in positions]
+                    is_frozen = float(self._multipliers[group]) == 0
+                    kept = [ops.copy(v) for v in members if is_frozen]
                     parallel_update_step(
                         [gradients[i] for i in positions],
-                        [variables[i] for i in positions],
+                        members,
                         scaled(learning_rate, group),
                     )
+                    for variable, value in zip(members, kept, strict=False):
+                        variable.assign(value)
 
             inner._parallel_update_step = scaled_parallel_update_step
 
@@ -161,12 +197,15 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             gradient: Any, variable: Any, learning_rate: Any
         ) -> None:
             group = self._group_of[inner._var_key(variable)]
+            kept = ops.copy(ops.convert_to_tensor(variable))
             update_step(gradient, variable, scaled(learning_rate, group))
+            # Momentum that was gathered before would still carry a frozen weight.
+            learns = ops.greater(self._multipliers[group], 0)
+            moved = ops.convert_to_tensor(variable)
+            inner.assign(variable, ops.where(learns, moved, kept))
 
         inner.update_step = scaled_update_step
 
-        # The base class counts steps too; a second, dead counter would be saved.
-        self._untrack_variable(self._iterations)
         self._step = lambda: inner._iterations
         self._key = inner._var_key
         self._built_variables = lambda: list(self._trainable_variables)
@@ -270,7 +309,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             name="multipliers",
         )
         self.inner_optimizer.build(variables)
+        self._delegates = False  # or the base class would make averages of its own
         super().build(variables)
+        self._delegates = True
         self._share_averages()
 
     @property
@@ -330,7 +371,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self) -> list[keras.Variable]:
         """The vector of multipliers, then the variables of the inner optimizer."""
-        return super().variables + self.inner_optimizer.variables
+        # Without the step counter of the base class, which stands still.
+        own = [self._multipliers] if self.built else []
+        return own + self.inner_optimizer.variables
 
     def apply(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None
@@ -350,6 +393,10 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             vector = self._schedule(ops.convert_to_tensor(self._step()))
             self._multipliers.assign(ops.cast(vector, "float32"))
         self.inner_optimizer.apply(grads, trainable_variables)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable with its share of the learning rate."""
+        self.inner_optimizer.update_step(gradient, variable, learning_rate)
 
     def apply_gradients(self, grads_and_vars: Any) -> Any:
         """Like `apply`, for pairs of gradient and variable; returns the step."""
@@ -412,21 +459,13 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         """The number of steps that the inner optimizer has taken."""
         return self.inner_optimizer.iterations
 
-    @property
-    def loss_scale_factor(self) -> float | None:
-        """Delegated: `LossScaleOptimizer` sets it to None on what it wraps."""
-        inner = getattr(self, "inner_optimizer", None)
-        return None if inner is None else inner.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value: float | None) -> None:
-        # The base class sets it before there is an inner optimizer.
-        if hasattr(self, "inner_optimizer"):
-            self.inner_optimizer.loss_scale_factor = value
-
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Puts averaged weights in place at the end of training, if there are any."""
         self.inner_optimizer.finalize_variable_values(var_list)
+        if self.use_ema:
+            # Weights and averages share buffers now, which JAX's next `fit` refuses.
+            for variable in var_list:
+                variable.assign(ops.copy(ops.convert_to_tensor(variable)))
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assigns all variables, those of the inner optimizer included.
@@ -434,11 +473,16 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: If the optimizer is not built or the number of weights differs.
         """
-        if not self.built or len(weights) != len(self.variables):
+        if not self.built:
             raise ValueError(
-                "`set_weights` needs one array for each of `optimizer.variables` of a "
-                "built optimizer; call `optimizer.build(model.trainable_variables)` "
-                f"first. Received {len(weights)} arrays for {len(self.variables)}"
+                "You are calling `set_weights` on an optimizer that is not built; call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                "`set_weights` needs one array for each of the "
+                f"{len(self.variables)} `optimizer.variables`, such as those of an "
+                f"optimizer of the same kind. Received: {len(weights)} arrays"
             )
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
@@ -696,7 +740,8 @@ def _exact_patterns(
             )
         # With the leading slash it holds this variable and none that ends alike.
         patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
-    partition(paths, patterns)
+    if patterns:
+        partition(paths, patterns)
     return patterns
 
 

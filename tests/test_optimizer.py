@@ -53,6 +53,7 @@ VARIANTS = [
     (keras.optimizers.Muon, {"weight_decay": None, "adam_weight_decay": 0.1}),
     (keras.optimizers.ScheduleFreeAdamW, {"warmup_steps": 3}),
 ]
+MOMENTUM = [SGD, keras.optimizers.RMSprop]
 CASES = [(inner, options) for inner in INNER for options in OPTIONS.values()] + VARIANTS
 CASE_NAMES = [f"{i.__name__}-{name}" for i in INNER for name in OPTIONS] + [
     f"{inner.__name__}-{'-'.join(options)}" for inner, options in VARIANTS
@@ -92,22 +93,58 @@ def test_agrees_with_one_optimizer_per_group(inner, options):
             np.testing.assert_array_equal(a, b)
 
 
-# Exceptions: Ftrl divides by the learning rate and refuses 0; ScheduleFreeAdamW
-# interpolates two copies of the weights, which rounds even when neither moves.
+# Exception: Ftrl divides by the learning rate and refuses 0.
 @pytest.mark.parametrize("inner", INNER, ids=lambda inner: inner.__name__)
 def test_zero_freezes(inner):
     if inner is keras.optimizers.Ftrl:
         with pytest.raises(ValueError, match="must be positive, because `Ftrl`"):
             LayerwiseOptimizer(inner(), GROUPS, {"body": 0.0})
         return
-    optimizer = LayerwiseOptimizer(inner(0.01, weight_decay=0.1), GROUPS, {"body": 0.0})
-    before, after = values(make_variables()), train(optimizer, make_gradients(5))
-    tolerance = 1e-6 if inner is keras.optimizers.ScheduleFreeAdamW else 0
-    for i, (a, b) in enumerate(zip(after, before, strict=True)):
-        if i in (1, 2):
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=0)
-        else:
-            assert np.abs(a - b).max() > 1e-5
+    momentum = {"momentum": 0.9} if inner in MOMENTUM else {}
+    optimizer = LayerwiseOptimizer(inner(0.01, weight_decay=0.1, **momentum), GROUPS)
+    variables, gradients = make_variables(), make_gradients(8)
+
+    def moved(gradients):
+        before = values(variables)
+        after = train(optimizer, gradients, variables)
+        return [np.abs(a - b).max() for a, b in zip(after, before, strict=True)]
+
+    optimizer.multipliers = [1.0, 0.0, 1.0]
+    np.testing.assert_array_equal(moved(gradients[:3])[1:3], 0)
+    optimizer.multipliers = [1.0, 1.0, 1.0]
+    assert min(moved(gradients[3:6])) > 1e-5
+    optimizer.multipliers = [1.0, 0.0, 1.0]  # with momentum gathered
+    first, *frozen, _, last = moved(gradients[6:])
+    np.testing.assert_array_equal(frozen, 0)
+    assert min(first, last) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("weight_decay", 0.1),
+        ("clipnorm", 0.5),
+        ("global_clipnorm", 0.5),
+        ("clipvalue", 0.5),
+        ("use_ema", True),
+        ("ema_momentum", 0.5),
+        ("ema_overwrite_frequency", 3),
+        ("gradient_accumulation_steps", 2),
+        ("loss_scale_factor", 8.0),
+    ],
+)
+def test_options_of_the_inner_optimizer(option, value):
+    optimizer = LayerwiseOptimizer(SGD(0.1), GROUPS)
+    assert getattr(optimizer, option) == getattr(SGD(0.1), option)
+    setattr(optimizer, option, value)
+    assert getattr(optimizer, option) == value
+    variables, gradients = make_variables(), make_gradients(4)
+    results = train(optimizer, gradients, variables)
+    assert getattr(optimizer, option) == getattr(optimizer.inner_optimizer, option)
+    assert getattr(optimizer.inner_optimizer, option) == value
+    plain = train(SGD(0.1, **{option: value}), gradients)
+    for a, b in zip(results, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_every_exported_optimizer_is_covered():

@@ -42,13 +42,14 @@ RESUME = """
     from optimizer_cases import ABC, small_data, small_model
     from lrdist_keras.optimizer import LayerwiseOptimizer
 
-    def batches():
-        rng = np.random.default_rng(0)
-        x, y = small_data()
-        return [(x[i], y[i]) for i in (rng.integers(0, 16, 4) for _ in range(11))]
+    mode, folder = sys.argv[1:]
+    x, y = small_data()
+    rng = np.random.default_rng(0)
+    # Two epochs of eleven batches; the first is cut after five of them.
+    batches = [(x[i], y[i]) for i in rng.integers(0, 16, (22, 4))]
 
     def fresh():
-        schedule = keras.optimizers.schedules.CosineDecay(0.02, 11, warmup_steps=2)
+        schedule = keras.optimizers.schedules.CosineDecay(0.02, 22, warmup_steps=2)
         inner = keras.optimizers.AdamW(
             schedule, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3,
             gradient_accumulation_steps=2,
@@ -57,24 +58,29 @@ RESUME = """
         model.compile(LayerwiseOptimizer(inner, ABC, [0.5, 0.3, 1.7]), "mse")
         return model
 
-    mode, folder = sys.argv[1:]
-    if mode == "resume-keras":
+    def fit(batches, **options):
+        source = (batch for batch in batches)
+        model.fit(source, steps_per_epoch=len(batches), verbose=0, **options)
+
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 4:
+                self.model.save(f"{folder}/middle.keras")
+                self.model.save_weights(f"{folder}/middle.weights.h5")
+                os._exit(3)
+
+    start = 5
+    if mode == "keras":
         model = keras.models.load_model(f"{folder}/middle.keras")
-    elif mode == "resume-weights":
+    elif mode == "weights":
         model = fresh()
         model.optimizer.build(model.trainable_variables)
         model.optimizer.multipliers = [1.0, 1.0, 1.0]
         model.load_weights(f"{folder}/middle.weights.h5")
     else:
-        model = fresh()
-    start = 5 if mode.startswith("resume") else 0
-    for step, (x, y) in enumerate(batches()):
-        if step < start:
-            continue
-        if step == 5 and mode == "whole":
-            model.save(f"{folder}/middle.keras")
-            model.save_weights(f"{folder}/middle.weights.h5")
-        model.train_on_batch(x, y)
+        model, start = fresh(), 0
+    fit(batches[start:11], callbacks=[Kill()] if mode == "killed" else [])
+    fit(batches[11:])
     state = [v.value for v in model.trainable_variables + model.optimizer.variables]
     np.savez(f"{folder}/{mode}.npz", *map(keras.ops.convert_to_numpy, state))
 """
@@ -84,10 +90,11 @@ def test_resuming_in_a_new_process_changes_nothing(tmp_path):
     """After an odd number of steps: half an accumulation, between two overwrites."""
     script = tmp_path / "resume.py"
     script.write_text(textwrap.dedent(RESUME))
-    for mode in ("whole", "resume-keras", "resume-weights"):
-        subprocess.run([sys.executable, script, mode, tmp_path], check=True)
+    for mode, expected in {"whole": 0, "killed": 3, "keras": 0, "weights": 0}.items():
+        run = subprocess.run([sys.executable, script, mode, tmp_path])
+        assert run.returncode == expected
     whole = np.load(tmp_path / "whole.npz")
-    for mode in ("resume-keras", "resume-weights"):
+    for mode in ("keras", "weights"):
         resumed = np.load(tmp_path / f"{mode}.npz")
         assert len(resumed.files) == len(whole.files) > 20
         for name in whole.files:
