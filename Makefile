@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint requirements/constraints.txt --editable
+TORCH ?= torch==2.13.0
 PINS := pyproject.toml requirements/constraints.txt requirements/weights.txt
 
 .PHONY: quickstart test test-backends lint
@@ -14,7 +15,7 @@ quickstart: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
-# The optimizer under every backend of Keras; only this needs PyTorch.
+# The optimizer under every backend of Keras; only this needs PyTorch and TensorBoard.
 test-backends: $(VENV)/torch.stamp
 	for backend in tensorflow torch jax; do \
 	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
@@ -38,7 +39,7 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 	touch $@
 
 $(VENV)/torch.stamp: $(VENV)/test.stamp
-	$(PIP) --constraint requirements/constraints.txt torch==2.13.0
+	$(PIP) --constraint requirements/constraints.txt $(TORCH) "tensorboard>=2.20,<2.22"
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp

@@ -14,7 +14,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from lrdist_keras import LayerwiseOptimizer, Scheme, llrd
+from lrdist_keras import LayerwiseOptimizer, PatternScheme, Scheme, llrd
 from lrdist_keras.optimizer import GradualUnfreezing
 
 rng = np.random.default_rng(0)
@@ -23,8 +23,8 @@ rng = np.random.default_rng(0)
 # ## A KerasHub classifier
 #
 # The groups of BERT, RoBERTa, DistilBERT and GPT-2 are known. A distribution gives each
-# its absolute rate; here layer-wise decay. With a schedule, its peak is the
-# distribution's largest rate.
+# its absolute rate; here layer-wise decay, and `"kenneweg2022"` in its place would be
+# the published one. With a schedule, its peak is the distribution's largest rate.
 
 # %%
 backbone = keras_hub.models.BertBackbone(
@@ -92,9 +92,15 @@ model.fit(data, target, verbose=0)
 assert (model.get_layer("low").kernel.numpy() == frozen).all()
 
 # %% [markdown]
-# In a callback that runs after a batch, call `self.model.jax_state_sync()` before
-# reading or assigning: during an epoch Keras holds the state elsewhere on JAX.
-#
+# With the groups in order from input to output, layer-wise decay is one line too.
+
+# %%
+decaying = LayerwiseOptimizer.from_distribution(
+    keras.optimizers.Adam, llrd(1e-2, 0.5, PatternScheme(optimizer.groups)), model
+)
+assert decaying.multipliers == {"body": 0.5, "head": 1.0}
+
+# %% [markdown]
 # ## A subclassed model
 #
 # A function from variable to group name needs no patterns.
@@ -213,11 +219,13 @@ resumed.fit(data, target, verbose=0)
 # %% [markdown]
 # ## What differs from the plain optimizer
 #
-# - `Ftrl` divides by the learning rate and refuses a multiplier of 0; with
-#   `ScheduleFreeAdamW` a frozen weight keeps its value only to float32 rounding,
-#   because each step interpolates two copies of it.
+# - A multiplier of 0 keeps the bits of a weight whatever momentum was gathered; a plain
+#   optimizer at rate 0 would move on. Only averaging that overwrites (`use_ema`) still
+#   puts the average in its place. `Ftrl` divides by the rate and refuses 0.
 # - An optimizer of your own is scaled through its `update_step`; one that replaces
 #   `_backend_update_step` is refused. PyTorch's fused updates run once per group.
+# - With TensorFlow, sparse gradients of an embedding update it sparsely as without, and
+#   one pass over its rows is added, which keeps those of a frozen group.
 # - `to_multi_optimizer()` gives the equivalent `keras.optimizers.MultiOptimizer` for
 #   the same model, and refuses global clipping and multipliers that follow the step.
 # - Layers that are added, frozen or unfrozen after the optimizer was built need a new

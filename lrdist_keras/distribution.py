@@ -188,22 +188,27 @@ def flat(rate: float, scheme: Scheme | PatternScheme = PAPER_SCHEME) -> Distribu
     )
 
 
-def llrd(rate: float, decay: float, scheme: Scheme = PAPER_SCHEME) -> Distribution:
+def llrd(
+    rate: float, decay: float, scheme: Scheme | PatternScheme = PAPER_SCHEME
+) -> Distribution:
     """Returns layer-wise learning-rate decay, as in arXiv 2106.08254 (BEiT).
 
     The head learns with `rate`, layer l of L (from 0) with `rate * decay**(L - l)`, the
     embeddings with `rate * decay**(L + 1)`; a group of several layers has the geometric
-    mean of theirs.
+    mean of theirs. Groups by pattern count as one layer each, the first deepest.
 
     Raises:
         ValueError: If `rate` is not positive or `decay` not in (0, 1].
     """
     if not (isinstance(decay, int | float) and 0 < decay <= 1):
         raise ValueError(f"`decay` must be in (0, 1]. Received: decay={decay!r}")
-    rate, layers = _rate(rate, "`rate`"), scheme.layers
-    depths = [layers + 1.0]
-    depths += [layers - (r.start + r.stop - 1) / 2 for r in scheme.layer_ranges]
-    depths += [0.0]
+    rate = _rate(rate, "`rate`")
+    if isinstance(scheme, PatternScheme):
+        depths = [float(i) for i in reversed(range(len(scheme.names)))]
+    else:
+        layers, ranges = scheme.layers, scheme.layer_ranges
+        middles = [layers - (r.start + r.stop - 1) / 2 for r in ranges]
+        depths = [layers + 1.0, *middles, 0.0]
     provenance = {"preset": f"llrd({rate:g}, {decay:g})"}
     return Distribution.in_order(
         scheme, [rate * decay**depth for depth in depths], provenance

@@ -7,12 +7,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from lrdist_keras.distribution import PRESETS, Distribution
 from lrdist_keras.groups import (
     Groups,
     Scheme,
@@ -20,9 +21,6 @@ from lrdist_keras.groups import (
     partition,
     transformer_groups,
 )
-
-if TYPE_CHECKING:
-    from lrdist_keras.distribution import Distribution
 
 Multipliers = Mapping[str, float] | Sequence[float]
 Schedule = Callable[[Any], Any]
@@ -231,7 +229,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
     def from_distribution(
         cls,
         optimizer: Callable[..., keras.optimizers.Optimizer],
-        distribution: Distribution,
+        distribution: Distribution | str,
         model: keras.Model,
         schedule: Callable[[float], Any] | None = None,
         **options: Any,
@@ -240,7 +238,8 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
         Args:
             optimizer: Class of the inner optimizer, such as `keras.optimizers.AdamW`.
-            distribution: The rates. Their scheme must be that of the model.
+            distribution: The rates, whose scheme must be that of the model; or the name
+                of a published one, such as "kenneweg2022", which is resampled to it.
             model: The model to train; for groups by pattern it is not looked at.
             schedule: Makes a learning-rate schedule from its peak, which is the
                 distribution's reference rate, its largest. Defaults to that rate
@@ -259,6 +258,8 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         ...     weight_decay=0.01,
         ... )
         """
+        if isinstance(distribution, str):
+            distribution = _preset(distribution).resample(transformer_groups(model)[0])
         scheme, groups = distribution.scheme, None
         if isinstance(scheme, Scheme):
             found, groups = transformer_groups(
@@ -722,6 +723,15 @@ def _scaled_rate(rate: Any, multiplier: float) -> Any:
     if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         return _ScaledSchedule(schedule, multiplier)
     return lambda: schedule() * multiplier
+
+
+def _preset(name: str) -> Distribution:
+    if name not in PRESETS:
+        raise ValueError(
+            f"A distribution by name is one of {', '.join(PRESETS)}; read a file with "
+            f"`Distribution.load`. Received: {name!r}"
+        )
+    return PRESETS[name]()
 
 
 def _path(variable: Any) -> str:

@@ -39,6 +39,11 @@ def test_llrd_of_a_group_is_the_geometric_mean_of_its_layers():
     assert d.rates["encoder_1"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_llrd_of_groups_by_pattern_counts_groups():
+    d = llrd(1e-3, 0.5, PatternScheme({"stem": "a", "body": "b", "head": "c"}))
+    assert d.rates == {"stem": 2.5e-4, "body": 5e-4, "head": 1e-3}
+
+
 def test_rescaled_keeps_the_shape_and_sets_the_geometric_mean():
     d = kenneweg2022().rescaled(5e-5)
     assert d.geometric_mean == pytest.approx(5e-5, rel=1e-12)

@@ -27,7 +27,13 @@ import keras
 import numpy as np
 import pytest
 
-from lrdist_keras import PatternScheme, Scheme, llrd, transformer_groups
+from lrdist_keras import (
+    PatternScheme,
+    Scheme,
+    kenneweg2022,
+    llrd,
+    transformer_groups,
+)
 from lrdist_keras import optimizer as module
 from lrdist_keras.distribution import Distribution
 from lrdist_keras.optimizer import GradualUnfreezing, LayerwiseOptimizer
@@ -315,6 +321,11 @@ def test_rates_of_a_distribution():
     assert float(flat.learning_rate.value) == np.float32(2e-3)
     with pytest.raises(ValueError, match="resample"):
         LayerwiseOptimizer.from_distribution(SGD, distribution, tiny_bert(2))
+    by_name = LayerwiseOptimizer.from_distribution(SGD, "kenneweg2022", model)
+    published = kenneweg2022().resample(Scheme(3))
+    assert by_name.multipliers == published.multipliers
+    with pytest.raises(ValueError, match="one of kenneweg2022.*`Distribution.load`"):
+        LayerwiseOptimizer.from_distribution(SGD, "kenneweg2023", model)
     pattern = Distribution(PatternScheme(ABC), {"a": 1.0, "b": 0.5, "c": 2.0})
     by_pattern = LayerwiseOptimizer.from_distribution(SGD, pattern, small_model())
     assert by_pattern.multipliers == {"a": 0.5, "b": 0.25, "c": 1.0}

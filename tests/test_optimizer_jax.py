@@ -110,20 +110,6 @@ def test_vmap_over_a_population_of_vectors():
             np.testing.assert_allclose(a[i], b, rtol=1e-6, atol=1e-7)
 
 
-def test_steps_per_execution_and_jit_compile():
-    expected = None
-    for options in ({}, {"steps_per_execution": 4}, {"jit_compile": True}):
-        model = small_model()
-        optimizer = LayerwiseOptimizer(keras.optimizers.Adam(0.01), ABC, [0, 0.5, 1])
-        model.compile(optimizer, "mse", **options)
-        model.fit(X, Y, batch_size=2, shuffle=False, verbose=0)
-        expected = expected or model.get_weights()
-        for a, b in zip(model.get_weights(), expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-    for a, b in zip(expected[:2], small_model().get_weights(), strict=False):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_cost_of_the_compiled_step():
     """FLOPs and bytes of forward, backward and update: at most 1.01 of plain."""
 

@@ -2,7 +2,16 @@
 
 import pickle
 
-from optimizer_cases import BACKEND, INNER, one_group, set_values, small_model, values
+from optimizer_cases import (
+    ABC,
+    BACKEND,
+    INNER,
+    one_group,
+    set_values,
+    small_data,
+    small_model,
+    values,
+)
 
 # isort: split
 import keras
@@ -13,6 +22,7 @@ from keras import ops
 from lrdist_keras.optimizer import LayerwiseOptimizer
 
 SGD = keras.optimizers.SGD
+X, Y = small_data()
 every_inner = pytest.mark.parametrize("inner", INNER, ids=lambda i: i.__name__)
 
 
@@ -172,6 +182,55 @@ def test_constraints():
     x.constraint = keras.constraints.NonNeg()
     apply(one_group(SGD(1e-4)), ([0.0, 0.0], x))
     np.testing.assert_array_equal(values([x])[0], [0.0, 0.5])
+
+
+def test_float8_layers_that_overwrite():
+    """Weights by the rate of the group, scales and histories by their gradients."""
+
+    def trained(make):
+        model = small_model()
+        for name in "ab":
+            model.get_layer(name).quantize("float8")
+        model.compile(make(), "mse")
+        model.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        return {v.path: values([v])[0] for v in model.trainable_variables}
+
+    plain = trained(lambda: SGD(0.1))
+    ours = trained(lambda: LayerwiseOptimizer(SGD(0.1), ABC))
+    frozen = trained(lambda: LayerwiseOptimizer(SGD(0.1), ABC, {"a": 0.0}))
+    assert any(path.endswith("amax_history") for path in plain)
+    for path, value in plain.items():
+        np.testing.assert_array_equal(ours[path], value)
+    start = {v.path: values([v])[0] for v in small_model().trainable_variables}
+    for path in ("a/kernel", "a/bias"):
+        np.testing.assert_array_equal(frozen[path], start[path])
+    assert np.abs(frozen["a/inputs_amax_history"]).max() > 0
+    assert np.abs(frozen["b/kernel"] - start["b/kernel"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps_per_execution": 4}, {"jit_compile": True}, {"run_eagerly": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_way_to_run_a_step(options):
+    if BACKEND == "torch" and "jit_compile" in options:
+        pytest.skip("compiling with PyTorch needs a C++ compiler and minutes")
+    if BACKEND == "torch" and "steps_per_execution" in options:
+        pytest.skip("Keras has this on other backends only")
+
+    def trained(options):
+        model = small_model()
+        optimizer = LayerwiseOptimizer(keras.optimizers.Adam(0.01), ABC, [0, 0.5, 1])
+        model.compile(optimizer, "mse", **options)
+        model.fit(X, Y, batch_size=2, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    expected = trained({})
+    for a, b in zip(trained(options), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    for a, b in zip(expected[:2], small_model().get_weights(), strict=False):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("gradient", [4.0, np.inf])

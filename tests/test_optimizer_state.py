@@ -222,6 +222,27 @@ def test_callbacks_of_the_learning_rate(tmp_path):
     assert "learning_rate" in history.history
 
 
+def test_a_callback_between_batches_reads_and_assigns():
+    """Batch i runs at the multiplier (i + 1) / 4 that the callback set before it."""
+
+    class Ramp(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            assert optimizer.multipliers["c"] == (batch / 4 if batch else 1.7)
+            optimizer.multipliers = [(batch + 1) / 4] * 3
+
+    model, other = compiled(inner=keras.optimizers.SGD(0.1)), small_model()
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    model.fit(X, Y, callbacks=[Ramp()], **options)
+    other.compile(keras.optimizers.SGD(0.1), "mse")
+    for batch in range(4):
+        rows = slice(4 * batch, 4 * batch + 4)
+        other.optimizer.learning_rate = 0.1 * (batch + 1) / 4
+        other.fit(X[rows], Y[rows], **options)
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_swap_ema_weights(scaled):
     """Evaluation sees the averages, training goes on with the weights."""
