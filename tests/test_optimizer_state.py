@@ -228,10 +228,11 @@ def test_a_callback_between_batches_reads_and_assigns():
     class Ramp(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             optimizer = self.model.optimizer
-            assert optimizer.multipliers["c"] == (batch / 4 if batch else 1.7)
+            assert optimizer.multipliers["c"] == (batch / 4 if batch else 1)
             optimizer.multipliers = [(batch + 1) / 4] * 3
 
-    model, other = compiled(inner=keras.optimizers.SGD(0.1)), small_model()
+    model = compiled(ABC, [1, 1, 1], keras.optimizers.SGD(0.1))
+    other = small_model()
     options = {"batch_size": 4, "shuffle": False, "verbose": 0}
     model.fit(X, Y, callbacks=[Ramp()], **options)
     other.compile(keras.optimizers.SGD(0.1), "mse")
