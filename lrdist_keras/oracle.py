@@ -1,0 +1,512 @@
+"""`BayesianHyperbandOracle`: Hyperband of Keras Tuner with proposals from a model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from keras_tuner.oracles import HyperbandOracle
+from keras_tuner.src.engine import hyperparameters as hp_module
+from keras_tuner.src.engine import metrics_tracking
+from keras_tuner.src.engine import oracle as oracle_module
+from keras_tuner.src.engine import trial as trial_module
+
+from lrdist_keras.files import write_text
+from lrdist_keras.surrogate import Observations, Surrogate, propose
+
+Model = Literal["joint", "highest", "random"]
+
+SEED = "tuner/seed"
+_FORMAT = 1
+_HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration")
+_LEAST = 3  # observations that a model is made of
+_REPEATS_EACH = 2  # of how many repeats one of the best is to have
+
+
+class BayesianHyperbandOracle(HyperbandOracle):
+    """Hyperband decides the budgets, a Gaussian process proposes the values.
+
+    Trials whose `tuner/round` is 0 get the point of the largest expected improvement
+    at the full budget. A promoted trial is trained again from its start, since a
+    learning-rate schedule is fitted to its length. At the end the best few are repeated
+    with other seeds, `tuner/seed` in their values, and the best is the one with the
+    best expectation of the model: a single reward is noisy, and the best of many is
+    mostly the luckiest.
+
+    Everything random follows from the seed and the number of the trial; the whole state
+    is one file, replaced at once, so that a killed search goes on as if it had not
+    been: with one worker it proposes the same.
+
+    Args:
+        objective: A metric and its direction, see `keras_tuner.Objective`.
+        max_epochs: Budget of a full run, in units of the smallest possible.
+        factor: Reduction factor from one rung to the next.
+        hyperband_iterations: How often to go through all brackets.
+        seed: What everything random follows from; None draws one.
+        hyperparameters: The search space. Values that are no numbers are handled as
+            `keras_tuner` maps them to [0, 1].
+        allow_new_entries: Whether a hypermodel may add to the space.
+        tune_new_entries: Whether what it adds is searched.
+        max_retries_per_trial: How often a failed trial is tried again.
+        max_consecutive_failed_trials: After how many failures in a row to stop.
+        max_budget: Budget of the whole search in full runs, repeats included; None for
+            whatever Hyperband takes.
+        start_points: Values to try first, each a mapping of all names of the space.
+        model: `joint`, one model of all budgets with the budget as an input; `highest`,
+            of the highest budget that has enough trials; `random`, none.
+        random_share: Share of proposals that are random, in [0, 1].
+        repeats: Full runs at the end that repeat the best with other seeds.
+        lease: Seconds after which a worker that sent signs of life and no longer does
+            is given up, and its trial goes to another.
+
+    Raises:
+        ValueError: If an argument breaks a rule; for a space that a hypermodel makes
+            at the first trial.
+    """
+
+    def __init__(
+        self,
+        objective: Any = None,
+        max_epochs: int = 100,
+        factor: int = 3,
+        hyperband_iterations: int = 1,
+        seed: int | None = None,
+        hyperparameters: Any = None,
+        allow_new_entries: bool = True,
+        tune_new_entries: bool = True,
+        max_retries_per_trial: int = 0,
+        max_consecutive_failed_trials: int = 3,
+        *,
+        max_budget: float | None = None,
+        start_points: Sequence[Mapping[str, Any]] = (),
+        model: Model = "joint",
+        random_share: float = 0.1,
+        repeats: int = 0,
+        lease: float = 60.0,
+    ) -> None:
+        super().__init__(
+            objective=objective,
+            max_epochs=max_epochs,
+            factor=factor,
+            hyperband_iterations=hyperband_iterations,
+            seed=seed,
+            hyperparameters=hyperparameters,
+            allow_new_entries=allow_new_entries,
+            tune_new_entries=tune_new_entries,
+            max_retries_per_trial=max_retries_per_trial,
+            max_consecutive_failed_trials=max_consecutive_failed_trials,
+        )
+        # The base class takes 0 for "none given".
+        self.seed = random.randint(1, 10**6) if seed is None else seed
+        self._seed_state = self.seed
+        self.max_budget = max_budget
+        self.start_points = [dict(point) for point in start_points]
+        self.model = model
+        self.random_share = random_share
+        self.repeats = repeats
+        self.lease = lease
+        self.on_end: Callable[[], None] = lambda: None
+        self._proposed = 0
+        self._repeating = False
+        self._repeated: list[str] = []
+        self._seen: dict[str, float] = {}
+        self._lock = threading.RLock()
+        self._check_arguments()
+        if hyperparameters:
+            self._check_space()
+
+    def _check_arguments(self) -> None:
+        if isinstance(self.objective, list) or not hasattr(self.objective, "name"):
+            raise ValueError(
+                "`objective` must be one metric, for example "
+                f"`keras_tuner.Objective('reward', 'max')`. Received: {self.objective}"
+            )
+        smallest = self._get_epochs(self._get_num_brackets() - 1, 0) / self.max_epochs
+        if self.max_budget is not None and self.max_budget < smallest + self.repeats:
+            raise ValueError(
+                "`max_budget` must hold one trial of the smallest rung "
+                f"({smallest:.3g} of a full run) and the {self.repeats} repeats. "
+                f"Received: {self.max_budget}"
+            )
+        if self.model not in ("joint", "highest", "random"):
+            raise ValueError(
+                "`model` must be 'joint', 'highest' or 'random'. Received: "
+                f"{self.model!r}"
+            )
+        if not 0 <= self.random_share <= 1:
+            raise ValueError(
+                f"`random_share` must be in [0, 1]. Received: {self.random_share}"
+            )
+
+    def _check_space(self) -> None:
+        space = self.hyperparameters.space
+        if not any(isinstance(hp, hp_module.Float) for hp in space):
+            raise ValueError(
+                "The search space must have at least one `Float`, for example "
+                "`hyperparameters.Float('rate', 1e-7, 1e-3, sampling='log')`. "
+                f"Received: {[hp.name for hp in space]}"
+            )
+        names = {hp.name for hp in space}
+        for number, point in enumerate(self.start_points):
+            if set(point) != names:
+                raise ValueError(
+                    f"Start point {number} must name every hyperparameter and no "
+                    f"other. Received: {sorted(point)}; the space: {sorted(names)}"
+                )
+            for hp in space:
+                value = point[hp.name]
+                if isinstance(hp, hp_module.Float) and not (
+                    hp.min_value <= value <= hp.max_value
+                ):
+                    raise ValueError(
+                        f"Start point {number}: '{hp.name}' must be in "
+                        f"[{hp.min_value:g}, {hp.max_value:g}]. Received: {value:g}"
+                    )
+
+    # Budgets.
+
+    def budget(self, trial: Any) -> float:
+        """Returns the budget of a trial in full runs."""
+        return trial.hyperparameters.values["tuner/epochs"] / self.max_epochs
+
+    @property
+    def spent(self) -> float:
+        """The budget of all trials that were started, in full runs."""
+        return sum(map(self.budget, self.trials.values()))
+
+    # Proposals.
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Returns the status and the values of the next trial, as Keras Tuner asks."""
+        self._check_space()
+        if not self._repeating:
+            before = {name: copy.deepcopy(getattr(self, name)) for name in _HYPERBAND}
+            response = super().populate_space(trial_id)
+            if response["status"] == "RUNNING":
+                values = response["values"]
+                if self._affords(values["tuner/epochs"]):
+                    values = self._completed(values, trial_id)
+                    return {"status": "RUNNING", "values": values}
+                for name, value in before.items():
+                    setattr(self, name, value)
+                response = {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+            if response["status"] != "STOPPED":
+                return response
+            self._repeating = True
+        return self._repeat(trial_id)
+
+    def _affords(self, epochs: int) -> bool:
+        if self.max_budget is None:
+            return True
+        left = self.max_budget - self.repeats - self.spent
+        return epochs / self.max_epochs <= left + 1e-9
+
+    def _completed(self, values: dict[str, Any], trial_id: str) -> dict[str, Any]:
+        """Completes what Hyperband says: a proposal, or the values promoted."""
+        if values["tuner/round"] == 0:
+            return {**values, **self._proposal(values), SEED: 0}
+        del values["tuner/trial_id"]  # what to continue from
+        values["tuner/initial_epoch"] = 0
+        # The base class names the bracket that was started last.
+        values["tuner/bracket"] = next(
+            bracket["bracket_num"]
+            for bracket in self._brackets
+            for trials in bracket["rounds"]
+            if any(entry["id"] == trial_id for entry in trials)
+        )
+        return values
+
+    def _proposal(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values of the space: a start point, a proposal, or those drawn."""
+        drawn = {hp.name: drawn[hp.name] for hp in self._space() if hp.name in drawn}
+        number = self._proposed
+        self._proposed += 1
+        if number < len(self.start_points):
+            point = self.start_points[number]
+            return drawn if self._duplicate(point) else dict(point)
+        rng = np.random.default_rng([self.seed, number])
+        if self.model == "random" or rng.random() < self.random_share:
+            return drawn
+        observations = self.observations()
+        if self.model == "highest":
+            observations = observations.highest_budget(len(self._searched()) + 1)
+        if len(observations.scores) < _LEAST:
+            return drawn
+        pending = [self._point(t) for t in self.ongoing_trials.values()]
+        shape = (len(pending), len(self._searched()))
+        best = propose(observations, np.reshape(pending, shape), rng)
+        proposed = dict(drawn)
+        for hp, p in zip(self._searched(), best, strict=True):
+            proposed[hp.name] = hp.prob_to_value(float(p))
+        return drawn if self._duplicate(proposed) else proposed
+
+    def _repeat(self, trial_id: str) -> dict[str, Any]:
+        """Repeats one of the best with another seed, the one that ran least often."""
+        ranked = self._ranked()
+        if len(self._repeated) >= self.repeats or not ranked:
+            return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+        few = ranked[: -(-self.repeats // _REPEATS_EACH)]
+        runs = [len(self._runs(values)) for values in few]
+        values = few[runs.index(min(runs))]
+        self._repeated.append(trial_id)
+        own = {
+            "tuner/epochs": self.max_epochs,
+            "tuner/initial_epoch": 0,
+            "tuner/bracket": 0,
+            "tuner/round": 0,
+            SEED: min(runs),
+        }
+        return {"status": "RUNNING", "values": {**values, **own}}
+
+    # What has been seen.
+
+    def observations(self) -> Observations:
+        """Returns the finished trials as points, scores (higher is better), budgets."""
+        done = [t for t in self.trials.values() if t.status == "COMPLETED"]
+        sign = 1.0 if self.objective.direction == "max" else -1.0
+        return Observations(
+            np.reshape([self._point(t) for t in done], (-1, len(self._searched()))),
+            np.array([sign * t.score for t in done]),
+            np.array([self.budget(t) for t in done]),
+        )
+
+    def best_values(self) -> dict[str, Any]:
+        """Returns the values of the space with the best expectation of the model.
+
+        Raises:
+            ValueError: If no trial is finished.
+        """
+        ranked = self._ranked()
+        if not ranked:
+            raise ValueError("There is no best trial, because none is finished.")
+        return ranked[0]
+
+    def get_best_trials(self, num_trials: int = 1) -> list[Any]:
+        """Returns the trials of the best expectations, each that of most budget."""
+        best = [
+            max(self._runs(values, None), key=self.budget) for values in self._ranked()
+        ]
+        return best[:num_trials]
+
+    def _ranked(self) -> list[dict[str, Any]]:
+        """Returns the distinct values of the highest budget, best expectation first."""
+        observations = self.observations()
+        if not len(observations.scores):
+            return []
+        highest = observations.budgets == observations.budgets.max()
+        done = [t for t in self.trials.values() if t.status == "COMPLETED"]
+        distinct: dict[bytes, tuple[np.ndarray, dict[str, Any]]] = {}
+        for trial, point, chosen in zip(
+            done, observations.points, highest, strict=True
+        ):
+            if chosen:
+                distinct.setdefault(point.tobytes(), (point, self._values(trial)))
+        points = np.array([point for point, _ in distinct.values()])
+        rng = np.random.default_rng([self.seed, len(done)])
+        expected, _ = Surrogate(observations, rng).predict(points)
+        values = [values for _, values in distinct.values()]
+        return [values[i] for i in np.argsort(-expected, kind="stable")]
+
+    def _runs(self, values: Mapping[str, Any], budget: float | None = 1.0) -> list[Any]:
+        """Returns the trials of these values, of a budget or of any, that count."""
+        return [
+            trial
+            for trial in self.trials.values()
+            if self._values(trial) == values
+            and trial.status in ("COMPLETED", "RUNNING")
+            and budget in (None, self.budget(trial))
+        ]
+
+    def _space(self) -> list[Any]:
+        return self.hyperparameters.space
+
+    def _searched(self) -> list[Any]:
+        return [hp for hp in self._space() if not isinstance(hp, hp_module.Fixed)]
+
+    def _values(self, trial: Any) -> dict[str, Any]:
+        values = trial.hyperparameters.values
+        return {hp.name: values[hp.name] for hp in self._space() if hp.name in values}
+
+    def _point(self, trial: Any) -> list[float]:
+        values = trial.hyperparameters.values
+        return [
+            hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self._searched()
+        ]
+
+    # Workers.
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Returns a trial to run, or the one that this worker is running.
+
+        Asking again while it runs is a sign of life. Once a worker has given one, it
+        must give one every `lease` seconds.
+        """
+        with self._guarded():
+            if tuner_id in self.ongoing_trials:
+                self._seen[tuner_id] = time.monotonic()
+            self.expire()
+            return super().create_trial(tuner_id)
+
+    def update_trial(
+        self, trial_id: str, metrics: Mapping[str, float], step: int = 0
+    ) -> Any:
+        """Takes the metrics of a trial; of a finished one the first stay."""
+        with self._guarded():
+            trial = self._known(trial_id)
+            if trial_id in self.end_order:
+                return trial
+            return super().update_trial(trial_id, metrics, step)
+
+    def end_trial(self, trial: Any) -> None:
+        """Ends a trial; one that another worker has ended already stays as it is."""
+        with self._guarded():
+            self._known(trial.trial_id)
+            if trial.trial_id in self.end_order:
+                return
+            if trial.trial_id in self._retry_queue:
+                self._retry_queue.remove(trial.trial_id)
+            super().end_trial(trial)
+        self.on_end()
+
+    def expire(self) -> None:
+        """Gives up the workers that are silent; their trials go to others."""
+        with self._guarded():
+            now = time.monotonic()
+            for tuner_id, seen in list(self._seen.items()):
+                if now - seen <= self.lease:
+                    continue
+                del self._seen[tuner_id]
+                self.tuner_ids.discard(tuner_id)
+                trial = self.ongoing_trials.pop(tuner_id, None)
+                if trial is not None and trial.status == "RUNNING":
+                    self._requeue(trial)
+                    self.save()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do and no worker is at work."""
+        with self._guarded():
+            idle = not self.ongoing_trials and not self._retry_queue
+            return idle and self._repeating and len(self._repeated) >= self.repeats
+
+    def _known(self, trial_id: str) -> Any:
+        if trial_id not in self.trials:
+            raise ValueError(
+                f"There is no trial {trial_id!r} in this search; the worker belongs to "
+                "another one, or to an older state of this folder."
+            )
+        return self.trials[trial_id]
+
+    def _requeue(self, trial: Any) -> None:
+        trial.metrics = metrics_tracking.MetricsTracker()
+        self._retry_queue.insert(0, trial.trial_id)  # the last is taken first
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """One thread at a time; an error leaves no lock of Keras Tuner behind."""
+        with self._lock:
+            try:
+                yield
+            except BaseException:
+                if oracle_module.THREADS[self] is not None:
+                    oracle_module.THREADS[self] = None
+                    oracle_module.LOCKS[self].release()
+                raise
+
+    # State.
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that a search needs to go on, its trials included."""
+        return {
+            **super().get_state(),
+            "format": _FORMAT,
+            "trials": [trial.get_state() for trial in self.trials.values()],
+            "proposed": self._proposed,
+            "repeating": self._repeating,
+            "repeated": self._repeated,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up a state; trials that were running are to be run again.
+
+        Raises:
+            ValueError: If it is the state of another search.
+        """
+        space = self.hyperparameters.get_config()["space"]
+        ours = {
+            "format": _FORMAT,
+            "max_epochs": self.max_epochs,
+            "factor": self.factor,
+            "seed": self.seed,
+            "hyperparameters": space,
+        }
+        theirs = {key: state.get(key) for key in ours}
+        if theirs["hyperparameters"] is not None:
+            theirs["hyperparameters"] = theirs["hyperparameters"]["space"]
+        if not space:  # a hypermodel will make it
+            ours["hyperparameters"] = theirs["hyperparameters"]
+        differing = [key for key in ours if _plain(ours[key]) != _plain(theirs[key])]
+        if differing:
+            raise ValueError(
+                f"The folder '{self._project_dir}' belongs to another search; name "
+                f"another folder, or remove it. What differs: {', '.join(differing)}"
+            )
+        trials = map(trial_module.Trial.from_state, state["trials"])
+        self.trials = {trial.trial_id: trial for trial in trials}
+        super().set_state(state)
+        self._proposed = state["proposed"]
+        self._repeating = state["repeating"]
+        self._repeated = state["repeated"]
+        self.ongoing_trials: dict[str, Any] = {}
+        waiting = set(self._retry_queue)
+        for trial in self.trials.values():
+            if trial.status == "RUNNING" and trial.trial_id not in waiting:
+                self._requeue(trial)
+
+    def save(self) -> None:
+        """Replaces the state file; the state before stays as a backup."""
+        path = Path(self._get_oracle_fname())
+        if path.is_file():
+            backup = path.with_suffix(".bak")
+            temporary = path.with_suffix(".bak.new")
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+            os.replace(temporary, backup)
+        write_text(path, json.dumps(self.get_state()))
+
+    def reload(self) -> None:
+        """Takes up the state in the project folder, or its backup if it is damaged.
+
+        Raises:
+            ValueError: If it is the state of another search, or nothing can be read.
+        """
+        path = Path(self._get_oracle_fname())
+        for candidate in (path, path.with_suffix(".bak")):
+            try:
+                state = json.loads(candidate.read_text("utf-8"))
+            except (OSError, ValueError):
+                continue
+            self.set_state(state)
+            return
+        raise ValueError(
+            f"The state of the search in '{path.parent}' cannot be read; remove the "
+            "folder to start anew."
+        )
+
+    def _save_trial(self, trial: Any) -> None:
+        # For people and other tools: the state file holds all trials.
+        path = Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
+        write_text(path, json.dumps(trial.get_state()))
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,208 @@
+"""A Gaussian process of noisy scores on the unit cube, and where to look next."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# The points that hyperparameters of the process are fitted to; all are conditioned on.
+_FITTED = 100
+_ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What has been seen of a function on the unit cube.
+
+    Args:
+        points: Where, shape [n, d], in [0, 1].
+        scores: What was seen there, higher is better, shape [n].
+        budgets: Share of the full budget that each was seen with, shape [n], in (0, 1].
+    """
+
+    points: np.ndarray
+    scores: np.ndarray
+    budgets: np.ndarray
+
+    def highest_budget(self, least: int) -> Observations:
+        """Returns those of the highest budget that has enough, and of none if no has.
+
+        Source: the rule of BOHB, arXiv 1807.01774, section 3.2.
+        """
+        for budget in np.unique(self.budgets)[::-1]:
+            chosen = self.budgets == budget
+            if chosen.sum() >= least:
+                return self._take(chosen)
+        return self._take(np.zeros(len(self.scores), bool))
+
+    def _take(self, chosen: np.ndarray) -> Observations:
+        return Observations(
+            self.points[chosen], self.scores[chosen], self.budgets[chosen]
+        )
+
+    def with_scores(self, points: np.ndarray, scores: np.ndarray) -> Observations:
+        """Returns these and further ones, of the full budget."""
+        return Observations(
+            np.concatenate([self.points, points]),
+            np.concatenate([self.scores, scores]),
+            np.concatenate([self.budgets, np.ones(len(scores))]),
+        )
+
+
+class Surrogate:
+    """A Gaussian process: Matern 5/2, a length per dimension, the noise learned.
+
+    The budget is one more dimension, on a log scale, if there are several. The
+    hyperparameters are at their posterior mode: without a prior ten lengths from twenty
+    points would be fitted to the noise.
+
+    Args:
+        observations: What has been seen, at least one.
+        rng: Chooses the points that hyperparameters are fitted to if there are many.
+    """
+
+    def __init__(self, observations: Observations, rng: np.random.Generator) -> None:
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import (
+            ConstantKernel,
+            Matern,
+            WhiteKernel,
+        )
+
+        self.observations = observations
+        self._budgets = np.unique(observations.budgets)
+        inputs = self._inputs(observations.points, observations.budgets)
+        scores = _softened(observations.scores)
+        self._center, self._scale = scores.mean(), scores.std() or 1.0
+        targets = (scores - self._center) / self._scale
+        dimensions = inputs.shape[1]
+        start = 0.5 * math.sqrt(dimensions)
+        kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(
+            np.full(dimensions, start), (0.05, 50.0), nu=2.5
+        ) + WhiteKernel(0.1, (1e-4, 2.0))
+        chosen = np.arange(len(targets))
+        if len(chosen) > _FITTED:
+            chosen = np.sort(rng.choice(len(chosen), _FITTED, replace=False))
+        # sklearn warns where a hyperparameter ends at a bound, which is no fault.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = GaussianProcessRegressor(
+                kernel, optimizer=_posterior_mode(start), alpha=1e-8
+            ).fit(inputs[chosen], targets[chosen])
+            self._process = GaussianProcessRegressor(
+                fitted.kernel_, optimizer=None, alpha=1e-8
+            ).fit(inputs, targets)
+        self._noise = math.sqrt(fitted.kernel_.k2.noise_level)
+
+    def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard deviation at the full budget, without the noise.
+
+        Args:
+            points: Shape [m, d], in [0, 1].
+
+        Returns:
+            Two arrays of shape [m], in units of the scores.
+        """
+        inputs = self._inputs(points, np.ones(len(points)))
+        mean, deviation = self._process.predict(inputs, return_std=True)
+        deviation = np.sqrt(np.maximum(deviation**2 - self._noise**2, 1e-12))
+        return mean * self._scale + self._center, deviation * self._scale
+
+    def _inputs(self, points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        if len(self._budgets) == 1:
+            return points
+        smallest = math.log(min(self._budgets[0], 0.5))
+        return np.column_stack([points, np.log(budgets) / smallest])
+
+
+def expected_improvement(
+    mean: np.ndarray, deviation: np.ndarray, best: float
+) -> np.ndarray:
+    """Returns by how much a score is expected to exceed the best, shape [m].
+
+    Source: Jones, Schonlau and Welch (1998), equation 15.
+    """
+    from scipy.stats import norm
+
+    z = (mean - best) / deviation
+    return (mean - best) * norm.cdf(z) + deviation * norm.pdf(z)
+
+
+def propose(
+    observations: Observations, pending: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the point of the largest expected improvement at the full budget.
+
+    Points that are being evaluated are taken to be one standard deviation worse than
+    the model expects, so that the next one lies elsewhere. The best so far is the
+    largest expectation at a point that was seen, because what was seen is noisy.
+
+    Args:
+        observations: What has been seen, at least one.
+        pending: Points that are being evaluated, shape [p, d].
+        rng: Where candidates come from.
+    """
+    surrogate = Surrogate(observations, rng)
+    if len(pending):
+        mean, deviation = surrogate.predict(pending)
+        observations = observations.with_scores(pending, mean - deviation)
+        surrogate = Surrogate(observations, rng)
+    mean, _ = surrogate.predict(observations.points)
+    best = mean.max()
+    leaders = observations.points[np.argsort(mean)[::-1][:5]]
+    dimensions = observations.points.shape[1]
+    candidates = [rng.random((1000, dimensions)), leaders]
+    candidates += [_around(leaders, scale, 60, rng) for scale in (0.25, 0.1, 0.04)]
+    points = np.concatenate(candidates)
+    for scale in (0.1, 0.05, 0.02, 0.01):
+        gain = expected_improvement(*surrogate.predict(points), best)
+        points = points[np.argsort(gain)[::-1][:8]]
+        points = np.concatenate([points, _around(points, scale, 40, rng)])
+    gain = expected_improvement(*surrogate.predict(points), best)
+    return points[np.argmax(gain)]
+
+
+def _around(
+    centers: np.ndarray, scale: float, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns `count` points near each center, some dimensions of it changed."""
+    points = np.repeat(centers, count, axis=0)
+    steps = rng.normal(0.0, scale, points.shape)
+    changed = rng.random(points.shape) < rng.choice([0.2, 0.5, 1.0], (len(points), 1))
+    return np.clip(points + steps * changed, 0.0, 1.0)
+
+
+def _softened(scores: np.ndarray) -> np.ndarray:
+    """Returns the scores with failures raised to a floor below the median.
+
+    How badly a training failed says nothing, and would stretch the scale.
+    """
+    middle = np.median(scores)
+    return np.maximum(scores, middle - 2.0 * (scores.max() - middle))
+
+
+def _posterior_mode(length: float) -> Any:
+    """An optimizer for scikit-learn: likelihood times log-normal priors."""
+
+    def optimize(objective: Any, start: np.ndarray, bounds: np.ndarray) -> Any:
+        from scipy.optimize import minimize
+
+        # Logs of amplitude, lengths, noise.
+        center = np.array([0.0, *[math.log(length)] * (len(start) - 2), math.log(0.1)])
+        spread = np.array([1.0, *[1.0] * (len(start) - 2), 1.5])
+
+        def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = objective(theta)
+            z = (theta - center) / spread
+            return value + 0.5 * float(z @ z), gradient + z / spread
+
+        found = minimize(
+            loss, start, jac=True, bounds=bounds, options={"maxiter": _ITERATIONS}
+        )
+        return found.x, found.fun
+
+    return optimize
