@@ -160,12 +160,12 @@ class SequentialTrainer:
             for group, name in enumerate(self.groups)
         ]
 
-    def steps(self, tasks: Sequence[TaskData]) -> int:
+    def steps(self, tasks: Sequence[TaskData], budget: float = 1.0) -> int:
         """Returns the number of training steps of a sequence."""
         batch = self.settings.batch_size
         sizes = [task.train_examples or len(task.train) for task in tasks]
         return sum(
-            task.epochs * -(-size // batch)
+            _budgeted(task.epochs * -(-size // batch), budget)
             for task, size in zip(tasks, sizes, strict=True)
         )
 
@@ -176,6 +176,7 @@ class SequentialTrainer:
         arm: ArmSettings,
         seed: int,
         on_steps: Callable[[int], None] = lambda steps: None,
+        budget: float = 1.0,
     ) -> Run:
         """Trains the tasks one after the other and evaluates all so far after each.
 
@@ -185,6 +186,8 @@ class SequentialTrainer:
             arm: Its strategy and strength.
             seed: What everything random follows from: subsets, heads, order, dropout.
             on_steps: Called with the number of training steps just done.
+            budget: Share of its steps, in (0, 1], that every task is trained for, with
+                the schedule fitted to that.
 
         Raises:
             ValueError: If the distribution is of another scheme.
@@ -237,6 +240,7 @@ class SequentialTrainer:
                 _rng(seed, _ORDER, i),
                 sample if earlier else None,
                 on_steps,
+                budget,
             )
             weights, heads[i] = values[:-2], values[-2:]
             for j, other in enumerate(tasks[: i + 1]):
@@ -278,6 +282,7 @@ class SequentialTrainer:
         rng: np.random.Generator,
         sample: Callable[[int, list], None] | None,
         on_steps: Callable[[int], None],
+        budget: float,
     ) -> tuple[list, list]:
         """Trains one task; returns the new weights (head last) and state."""
         settings = self.settings
@@ -292,20 +297,19 @@ class SequentialTrainer:
             )
             for _ in range(task.epochs)
         )
-        total = task.epochs * -(-len(train) // settings.batch_size)
-        points = settings.curve_points
+        total = _budgeted(task.epochs * -(-len(train) // settings.batch_size), budget)
+        points = settings.curve_points if sample else 0
         # The steps to stop at; the number of steps does not depend on the seed.
-        stops = (
-            {round(total * k / points) for k in range(points + 1)} if points else set()
-        )
+        stops = {round(total * k / points) for k in range(points + 1)} if points else {}
         kind = "plain" if penalty is None else "quadratic"
         done = 0
         for call in (call for calls in epochs for call in calls):
             rows = call.indices
-            while len(rows):
+            while len(rows) and done < total:
                 if sample and done in stops:
                     sample(done, values[:-2])
-                steps = min([len(rows), *(s - done for s in stops if s > done)])
+                ends = [s - done for s in stops if s > done]
+                steps = min([len(rows), total - done, *ends])
                 missing = settings.steps_per_call - steps
                 filled = np.pad(
                     rows[:steps], ((0, missing), (0, 0)), constant_values=-1
@@ -520,6 +524,10 @@ def schedule(step: Any, total: Any, warmup: float, kind: str) -> Any:
 
 def _rng(seed: int, purpose: int, task: int) -> np.random.Generator:
     return np.random.default_rng([seed, purpose, task])
+
+
+def _budgeted(steps: int, budget: float) -> int:
+    return max(1, round(budget * steps))
 
 
 def _copy(values: Sequence[Any]) -> list:
