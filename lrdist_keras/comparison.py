@@ -6,8 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +19,7 @@ from lrdist_keras import metrics
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.encoding import encode, load_tokenizer
-from lrdist_keras.files import replacing, write_text
+from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
 from lrdist_keras.models import find_preset, load_encoder
 from lrdist_keras.statistics import METRICS, summarize
@@ -92,7 +91,7 @@ class Comparison:
         Raises:
             OSError: If the folder cannot be written to, or another process works in it.
         """
-        with _locked(self.folder):
+        with locked(self.folder):
             _cut_half_a_line(self.folder)
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
@@ -168,6 +167,8 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         OSError: If an input is missing or the folder cannot be written to.
     """
     folder = Path(folder)
+    if not configuration.arms:
+        raise ValueError("A comparison needs [[arms]], and the configuration has none.")
     claim(configuration, folder)
     given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
     preset = find_preset(configuration.model)
@@ -256,30 +257,14 @@ def claim(configuration: Configuration, folder: Path) -> None:
         OSError: If it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _claim(configuration, folder)
-
-
-def _claim(configuration: Configuration, folder: Path) -> None:
-    path = folder / "configuration.json"
-    content = configuration.model_dump()
-    if path.is_file() and read_runs(folder):
-        written = json.loads(path.read_text("utf-8"))
-        old, new = _identity({"": written}), _identity({"": content})
-        differing = sorted(
-            k for k in old.keys() | new.keys() if old.get(k) != new.get(k)
+    with locked(folder):
+        claim_folder(
+            folder,
+            configuration.model_dump(),
+            has_results=bool(read_runs(folder)),
+            results="runs.jsonl",
+            free=("data.cache", "data.download", "seeds", "search"),
         )
-        if differing:
-            raise ValueError(
-                f"The folder '{folder}' belongs to another configuration; name another "
-                f"with --out, or remove it. What differs: {', '.join(differing)}"
-            )
-    elif (folder / "runs.jsonl").exists():
-        raise ValueError(
-            f"The folder '{folder}' holds runs without a configuration.json; name "
-            "another with --out."
-        )
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -347,44 +332,6 @@ def _record(
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(v) else v for name, v in values.items()}
-
-
-def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What must not change between the runs of one folder, by path of the key."""
-    flat_: dict[str, Any] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else key)
-        elif isinstance(value, list) and any(isinstance(x, dict) for x in value):
-            for i, inner in enumerate(value):
-                walk(inner, f"{path}.{i}")
-        else:
-            flat_[path] = value
-
-    walk(content, "")
-    free = ("data.cache", "data.download", "seeds")
-    return {path: value for path, value in flat_.items() if path not in free}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the folder; a killed one lets go by itself."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(
-                f"Another process is working in '{folder}'; wait for it, or name "
-                "another folder with --out."
-            ) from None
-        yield
 
 
 def _versions() -> dict[str, str]:

@@ -202,17 +202,88 @@ class TrainingSettings(_Section):
     curve_examples: int = Field(default=200, ge=1)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class DecayPoint(_Section):
+    """Layer-wise decay as a point to try first.
+
+    Args:
+        rate: Learning rate of the head.
+        decay: Factor from one layer to the one below.
+    """
+
+    rate: Rate
+    decay: float = Field(gt=0, le=1)
+
+
+class SearchSettings(_Section):
+    """How a distribution is searched.
+
+    Args:
+        sequence: Name of the sequence, `first -> second`, if there are several.
+        sampler: `bayesian_hyperband`; or for comparison `hyperband` (random proposals),
+            `gaussian_process`, `random`, `cmaes` or `tpe` (all runs of full length).
+        model: What a proposal is made of, see
+            `lrdist_keras.search.BayesianHyperbandOracle`.
+        budget: What the whole search may cost, in runs of full length.
+        units: A full run is this many of the smallest rung's.
+        factor: Reduction factor from one rung to the next.
+        low: Smallest learning rate.
+        high: Largest learning rate.
+        start_points: What to try first: a flat rate, `{rate, decay}`, a distribution
+            file or `kenneweg2022`; of another depth it is resampled, and rates are
+            brought into the range.
+        random_share: Share of proposals that are random.
+        repeats: Full runs at the end that repeat the best with other seeds.
+        slice_examples: Training examples at most that rewards are taken on; nothing is
+            trained on them, and validation is for reports.
+        retries: How often a failed trial is tried again.
+        seed: What everything random follows from.
+    """
+
+    sequence: str | None = None
+    sampler: Literal[
+        "bayesian_hyperband", "hyperband", "gaussian_process", "random", "cmaes", "tpe"
+    ] = "bayesian_hyperband"
+    model: Literal["joint", "highest"] = "joint"
+    budget: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    units: int = Field(default=9, ge=1)
+    factor: int = Field(default=3, ge=2)
+    low: Rate = 1e-7
+    high: Rate = 1e-3
+    start_points: list[Rate | DecayPoint | UserPath] = [
+        1e-5,
+        2e-5,
+        5e-5,
+        DecayPoint(rate=5e-5, decay=0.9),
+        "kenneweg2022",
+    ]
+    random_share: float = Field(default=0.1, ge=0, le=1)
+    repeats: int = Field(default=4, ge=0)
+    slice_examples: int = Field(default=2000, ge=1)
+    retries: int = Field(default=1, ge=0)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("`low` must be below `high`")
+        return self
+
+
 class Configuration(_Section):
-    """A whole comparison: tasks, sequences of them, arms and seeds."""
+    """What a file says: tasks, sequences of them, arms to compare, a search."""
 
     name: Name
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     model: ModelSettings
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     tasks: list[TaskSettings] = Field(min_length=1)
     sequences: list[SequenceSettings] = Field(min_length=1)
-    arms: list[ArmSettings] = Field(min_length=1)
+    arms: list[ArmSettings] = []
+    search: SearchSettings = SearchSettings()
 
     @field_validator("seeds")
     @classmethod
@@ -236,6 +307,12 @@ class Configuration(_Section):
                         f"[[tasks]] does not define{nearest(name, names)}"
                     )
             _unique(sequence.tasks, "task of a sequence")
+        known = [sequence.name for sequence in self.sequences]
+        if (wanted := self.search.sequence) is not None and wanted not in known:
+            raise ValueError(
+                f"search.sequence is '{wanted}', which is none of the sequences"
+                f"{nearest(wanted, known)}"
+            )
         return self
 
     def task(self, name: str) -> TaskSettings:
@@ -343,6 +420,7 @@ def _known_keys(location: list[str]) -> list[str]:
         "tasks": TaskSettings,
         "sequences": SequenceSettings,
         "arms": ArmSettings,
+        "search": SearchSettings,
     }
     for part in location:
         section = homes.get(part, section)

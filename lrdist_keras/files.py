@@ -1,14 +1,15 @@
-"""How the project writes files: under a temporary name, flushed, then renamed."""
+"""How the project writes files: whole or not at all, one process in a folder."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -46,6 +47,88 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file as UTF-8, whole or not at all. See `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of the folder; a killed one lets go by itself.
+
+    Raises:
+        OSError: If another process is in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"Another process is working in '{folder}'; wait for it, or name "
+                "another folder with --out."
+            ) from None
+        yield
+
+
+def claim_folder(
+    folder: Path,
+    content: Mapping[str, Any],
+    has_results: bool,
+    results: str,
+    free: Sequence[str],
+) -> None:
+    """Writes `configuration.json`, unless results of another one lie in the folder.
+
+    Args:
+        folder: Where results are to lie.
+        content: The configuration, as JSON can hold it.
+        has_results: Whether there are results already.
+        results: Name of the file that holds them.
+        free: Paths of keys, such as `data.cache`, that may differ; of a section all.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration.
+    """
+    path = folder / "configuration.json"
+    if path.is_file() and has_results:
+        old = _leaves(json.loads(path.read_text("utf-8")))
+        new = _leaves(json.loads(json.dumps(content)))
+        differing = [
+            key
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+            and not any(key == name or key.startswith(f"{name}.") for name in free)
+        ]
+        if differing:
+            raise ValueError(
+                f"The folder '{folder}' belongs to another configuration; name another "
+                f"with --out, or remove it. What differs: {', '.join(differing)}"
+            )
+    elif (folder / results).exists():
+        raise ValueError(
+            f"The folder '{folder}' holds {results} without a configuration.json; name "
+            "another with --out."
+        )
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _leaves(content: Any, path: str = "") -> dict[str, Any]:
+    """Returns the values of a configuration by the path of their key."""
+    if isinstance(content, dict):
+        entries = content.items()
+    elif isinstance(content, list) and any(isinstance(x, dict) for x in content):
+        entries = enumerate(content)
+    else:
+        return {path: content}
+    return {
+        key: value
+        for name, inner in entries
+        for key, value in _leaves(
+            inner, f"{path}.{name}" if path else f"{name}"
+        ).items()
+    }
 
 
 def package_folder(module: str) -> Path:
