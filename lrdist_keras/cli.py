@@ -68,6 +68,72 @@ def compare(
 
 
 @app.command()
+def search(
+    config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
+    overrides: OverridesOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results [runs/NAME].")
+    ] = None,
+    chief: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Serve workers at this address, train nothing."
+        ),
+    ] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Train for the chief at --chief.")
+    ] = False,
+) -> None:
+    """Searches a distribution for one sequence of tasks.
+
+    Killed and started again, it goes on where it stood.
+    """
+    with _input_errors():
+        from lrdist_keras import config as config_file
+
+        configuration = config_file.load(config, overrides or [])
+        folder = out or Path("runs") / configuration.name
+        from lrdist_keras import distributed, report
+        from lrdist_keras import search as search_module
+
+        if chief is None:
+            chief, worker = distributed.from_environment()
+        if worker and chief is None:
+            raise ValueError("--worker needs the chief's address: --chief HOST:PORT.")
+        if chief is not None:
+            distributed.parse_address(chief)
+        if worker and chief is not None:
+            distributed.become_worker(chief)
+            folder = folder / "worker"
+        prepared = search_module.prepare(configuration, folder)
+    with _input_errors((OSError, search_module.SearchFailed)):
+        if worker:
+            _search(prepared)
+            return
+        if chief is not None:
+            if distributed.is_open(chief):
+                print(
+                    f"lrdist: warning: {chief} can be reached from other machines, and "
+                    "there is no authentication: whoever reaches it can take part.",
+                    file=sys.stderr,
+                )
+            print(f"Serving workers at {chief}.", flush=True)
+            prepared.serve(chief, prepared.save_results)
+        else:
+            _search(prepared)
+        distribution = prepared.save_results()
+        rows = search_module.trial_rows(prepared.oracle, configuration.search.sampler)
+        if distribution is None:
+            raise OSError(f"No trial of the search in '{folder}' was finished.")
+        report.save_search_picture(folder / "search.png", rows, distribution)
+    console = _console()
+    console.print(report.trials_table(rows, "Best trials", 8))
+    title = f"{configuration.name}: ranked combination"
+    console.print(report.distribution_table(distribution, title))
+    print(f"Results: {folder}/distribution.json, trials.csv, search.json, search.png")
+
+
+@app.command()
 def groups(
     preset: Annotated[
         str, typer.Argument(help="KerasHub name, folder, or package://module/folder.")
@@ -172,8 +238,51 @@ def combine(
     print(f"Written: {out}")
 
 
-def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
-    """Does the runs under a progress bar, with a line for each that is finished."""
+def _search(prepared: Any) -> None:
+    """Runs the trials under a progress bar, with a line for each that is finished."""
+    oracle, best, spent = prepared.oracle, float("-inf"), 0.0
+    budget = prepared.configuration.search.budget
+    full = prepared.steps(1.0)
+    with _progress("steps,") as progress:
+        bar = progress.add_task("", total=round(budget * full))
+
+        def started(trial: Any) -> None:
+            values = trial.hyperparameters.values
+            text = (
+                f"trial {trial.trial_id}, bracket {values['tuner/bracket']}, rung "
+                f"{values['tuner/round']}, budget {oracle.budget(trial):.2f}"
+            )
+            done = round((max(oracle.spent, spent) - oracle.budget(trial)) * full)
+            progress.update(bar, description=text, completed=max(done, 0))
+
+        def ended(trial: Any) -> None:
+            nonlocal best, spent
+            spent += oracle.budget(trial)
+            known = oracle.trials.get(trial.trial_id, trial)
+            if known.score is None:
+                print(f"trial {trial.trial_id}: {known.status.lower()}", flush=True)
+                return
+            names = ("a1", "p_s", "p_o", "seconds", "compilations")
+            found = {name: known.metrics.get_best_value(name) for name in names}
+            accuracies = ", ".join(f"{name} {found[name]:.3f}" for name in names[:3])
+            if oracle.budget(trial) == 1:
+                best = max(best, known.score)
+            print(
+                f"trial {trial.trial_id}, budget {oracle.budget(trial):.2f}, seed "
+                f"{known.hyperparameters.values['tuner/seed']}: "
+                f"{accuracies}, reward {known.score:.3f}"
+                + (f" (best of full runs {best:.3f})" if best > 0 else "")
+                + f"; {found['seconds']:.0f} s, {found['compilations']:.0f} "
+                f"compilations; {oracle.spent:.1f} of {budget:g} full runs",
+                flush=True,
+            )
+            prepared.save_results()
+
+        prepared.run(started, lambda n: progress.advance(bar, n), ended)
+
+
+def _progress(unit: str) -> Any:
+    """A progress bar with an estimate of what is left; none where no one looks."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -185,11 +294,11 @@ def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
     )
 
     console = Console(stderr=True)
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("steps,"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),
@@ -198,6 +307,11 @@ def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
+    """Does the runs under a progress bar, with a line for each that is finished."""
+    progress = _progress("steps,")
     total = sum(prepared.steps(sequence) for sequence, _, _ in pending)
     skipped = (
         len(prepared.configuration.seeds)

@@ -5,37 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from lrdist_keras import metrics
+from lrdist_keras import metrics, preparation
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
-from lrdist_keras.encoding import encode, load_tokenizer
 from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.models import find_preset, load_encoder
 from lrdist_keras.statistics import METRICS, summarize
-from lrdist_keras.tasks import load_task
 from lrdist_keras.training import Run, SequentialTrainer, TaskData
-
-_PACKAGES = (
-    "lrdist-keras",
-    "keras",
-    "jax",
-    "jaxlib",
-    "keras-hub",
-    "numpy",
-    "tokenizers",
-    "tensorflow-datasets",
-)
 
 
 @dataclass(frozen=True)
@@ -128,8 +111,8 @@ class Comparison:
         results = {
             "name": self.configuration.name,
             "configuration": self.configuration.model_dump(),
-            "versions": _versions(),
-            "machine": _machine(),
+            "versions": preparation.versions(),
+            "machine": preparation.machine(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
             "table": [
                 {
@@ -171,58 +154,15 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         raise ValueError("A comparison needs [[arms]], and the configuration has none.")
     claim(configuration, folder)
     given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
-    preset = find_preset(configuration.model)
-    loaded = {
-        settings.name: (settings, load_task(settings, configuration.data))
-        for settings in configuration.tasks
-        if any(settings.name in sequence.tasks for sequence in configuration.sequences)
-    }
-    for settings, task in loaded.values():
-        count, available = settings.train_examples, len(task.splits["train"])
-        if count is not None and count > available:
-            raise ValueError(
-                f"Task '{settings.name}': `train_examples` must be at most the "
-                f"{available} examples there are. Received: {count}"
-            )
-    training = configuration.training
-    encoder = load_encoder(preset, configuration.model.dropout)
-    tokenizer = load_tokenizer(preset)
-    if (most := encoder.max_length) is not None and training.max_length > most:
-        raise ValueError(
-            f"training.max_length must be at most the {most} positions of the model. "
-            f"Received: {training.max_length}"
-        )
-    tasks = {}
-    for name, (settings, task) in loaded.items():
-        train, validation = (
-            encode(
-                task.splits[split],
-                tokenizer,
-                training.max_length,
-                configuration.data.cache,
-                f"{name}, {split}",
-            )
-            for split in ("train", "validation")
-        )
-        tasks[name] = TaskData(
-            name=name,
-            train=train,
-            validation=validation,
-            classes=len(task.class_names),
-            train_examples=settings.train_examples,
-            epochs=settings.epochs or training.epochs,
-        )
-    trainer = SequentialTrainer(
-        encoder,
-        training,
-        configuration.model.encoder_groups,
-        configuration.model.rounding,
-    )
+    names = {name for sequence in configuration.sequences for name in sequence.tasks}
+    loaded = preparation.load(configuration, names)
     distributions = {
-        arm.name: arm_distribution(arm, given.get(arm.name), trainer.scheme)
+        arm.name: arm_distribution(arm, given.get(arm.name), loaded.trainer.scheme)
         for arm in configuration.arms
     }
-    return Comparison(configuration, folder, trainer, tasks, distributions)
+    return Comparison(
+        configuration, folder, loaded.trainer, loaded.tasks, distributions
+    )
 
 
 def arm_distribution(
@@ -332,22 +272,3 @@ def _record(
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(v) else v for name, v in values.items()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "devices": [str(device) for device in jax.devices()],
-    }

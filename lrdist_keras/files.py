@@ -116,19 +116,14 @@ def claim_folder(
 
 def _leaves(content: Any, path: str = "") -> dict[str, Any]:
     """Returns the values of a configuration by the path of their key."""
-    if isinstance(content, dict):
-        entries = content.items()
-    elif isinstance(content, list) and any(isinstance(x, dict) for x in content):
-        entries = enumerate(content)
-    else:
+    if isinstance(content, list) and any(isinstance(x, dict) for x in content):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict):
         return {path: content}
-    return {
-        key: value
-        for name, inner in entries
-        for key, value in _leaves(
-            inner, f"{path}.{name}" if path else f"{name}"
-        ).items()
-    }
+    leaves: dict[str, Any] = {}
+    for name, inner in content.items():
+        leaves |= _leaves(inner, f"{path}.{name}" if path else f"{name}")
+    return leaves
 
 
 def package_folder(module: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import random
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from keras_tuner.oracles import HyperbandOracle
@@ -23,13 +24,17 @@ from keras_tuner.src.engine import trial as trial_module
 from lrdist_keras.files import write_text
 from lrdist_keras.surrogate import Observations, Surrogate, propose
 
-Model = Literal["joint", "highest", "random"]
+Model = Literal["joint", "highest", "random", "cmaes", "tpe"]
 
 SEED = "tuner/seed"
 _FORMAT = 1
 _HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration")
 _LEAST = 3  # observations that a model is made of
 _REPEATS_EACH = 2  # of how many repeats one of the best is to have
+
+
+class SearchFailed(RuntimeError):
+    """Too many trials failed in a row; the message holds the last traceback."""
 
 
 class BayesianHyperbandOracle(HyperbandOracle):
@@ -62,7 +67,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
             whatever Hyperband takes.
         start_points: Values to try first, each a mapping of all names of the space.
         model: `joint`, one model of all budgets with the budget as an input; `highest`,
-            of the highest budget that has enough trials; `random`, none.
+            of the highest budget that has enough trials; `random`, none; `tpe` and
+            `cmaes`, those of the packages optuna and cmaes.
         random_share: Share of proposals that are random, in [0, 1].
         repeats: Full runs at the end that repeat the best with other seeds.
         lease: Seconds after which a worker that sent signs of life and no longer does
@@ -118,6 +124,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
         self._proposed = 0
         self._repeating = False
         self._repeated: list[str] = []
+        self.is_done = False  # once a worker was told so
+        self.has_leases = False  # whether every worker must give signs of life
         self._seen: dict[str, float] = {}
         self._lock = threading.RLock()
         self._check_arguments()
@@ -137,10 +145,9 @@ class BayesianHyperbandOracle(HyperbandOracle):
                 f"({smallest:.3g} of a full run) and the {self.repeats} repeats. "
                 f"Received: {self.max_budget}"
             )
-        if self.model not in ("joint", "highest", "random"):
+        if self.model not in (known := get_args(Model)):
             raise ValueError(
-                "`model` must be 'joint', 'highest' or 'random'. Received: "
-                f"{self.model!r}"
+                f"`model` must be one of {', '.join(known)}. Received: {self.model!r}"
             )
         if not 0 <= self.random_share <= 1:
             raise ValueError(
@@ -243,7 +250,10 @@ class BayesianHyperbandOracle(HyperbandOracle):
             return drawn
         pending = [self._point(t) for t in self.ongoing_trials.values()]
         shape = (len(pending), len(self._searched()))
-        best = propose(observations, np.reshape(pending, shape), rng)
+        if self.model in ("cmaes", "tpe"):
+            best = _PROPOSERS[self.model](observations, self.seed)
+        else:
+            best = propose(observations, np.reshape(pending, shape), rng)
         proposed = dict(drawn)
         for hp, p in zip(self._searched(), best, strict=True):
             proposed[hp.name] = hp.prob_to_value(float(p))
@@ -351,10 +361,14 @@ class BayesianHyperbandOracle(HyperbandOracle):
         must give one every `lease` seconds.
         """
         with self._guarded():
-            if tuner_id in self.ongoing_trials:
+            if self.has_leases or tuner_id in self.ongoing_trials:
                 self._seen[tuner_id] = time.monotonic()
             self.expire()
-            return super().create_trial(tuner_id)
+            trial = super().create_trial(tuner_id)
+            if trial.status == trial_module.TrialStatus.STOPPED:
+                self._seen.pop(tuner_id, None)
+                self.is_done = True
+            return trial
 
     def update_trial(
         self, trial_id: str, metrics: Mapping[str, float], step: int = 0
@@ -369,12 +383,17 @@ class BayesianHyperbandOracle(HyperbandOracle):
     def end_trial(self, trial: Any) -> None:
         """Ends a trial; one that another worker has ended already stays as it is."""
         with self._guarded():
-            self._known(trial.trial_id)
+            known = self._known(trial.trial_id)
             if trial.trial_id in self.end_order:
                 return
             if trial.trial_id in self._retry_queue:
                 self._retry_queue.remove(trial.trial_id)
-            super().end_trial(trial)
+            if not self.allow_new_entries:
+                trial.hyperparameters = known.hyperparameters
+            try:
+                super().end_trial(trial)
+            except RuntimeError as error:
+                raise SearchFailed(str(error)) from None
         self.on_end()
 
     def expire(self) -> None:
@@ -390,13 +409,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
                 if trial is not None and trial.status == "RUNNING":
                     self._requeue(trial)
                     self.save()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do and no worker is at work."""
-        with self._guarded():
-            idle = not self.ongoing_trials and not self._retry_queue
-            return idle and self._repeating and len(self._repeated) >= self.repeats
 
     def _known(self, trial_id: str) -> Any:
         if trial_id not in self.trials:
@@ -426,8 +438,11 @@ class BayesianHyperbandOracle(HyperbandOracle):
 
     def get_state(self) -> dict[str, Any]:
         """Everything that a search needs to go on, its trials included."""
+        state = super().get_state()
+        if math.isinf(self.hyperband_iterations):  # JSON has no word for it
+            state["hyperband_iterations"] = None
         return {
-            **super().get_state(),
+            **state,
             "format": _FORMAT,
             "trials": [trial.get_state() for trial in self.trials.values()],
             "proposed": self._proposed,
@@ -463,6 +478,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         trials = map(trial_module.Trial.from_state, state["trials"])
         self.trials = {trial.trial_id: trial for trial in trials}
         super().set_state(state)
+        self.hyperband_iterations = state["hyperband_iterations"] or math.inf
         self._proposed = state["proposed"]
         self._repeating = state["repeating"]
         self._repeated = state["repeated"]
@@ -506,6 +522,51 @@ class BayesianHyperbandOracle(HyperbandOracle):
         # For people and other tools: the state file holds all trials.
         path = Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
         write_text(path, json.dumps(trial.get_state()))
+
+
+def _propose_tpe(observations: Observations, seed: int) -> np.ndarray:
+    """Returns the proposal of Optuna's tree-structured Parzen estimator."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names = [f"{i:03}" for i in range(observations.points.shape[1])]
+    space: Any = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
+    sampler = optuna.samplers.TPESampler(seed=seed + len(observations.scores))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for point, score in zip(observations.points, observations.scores, strict=True):
+        parameters = dict(zip(names, point.tolist(), strict=True))
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=parameters, distributions=space, value=float(score)
+            )
+        )
+    proposed = study.ask(space).params
+    return np.array([proposed[name] for name in names])
+
+
+def _propose_cmaes(observations: Observations, seed: int) -> np.ndarray:
+    """Returns the next of a CMA-ES that is run again over what has been seen."""
+    import cmaes
+
+    dimensions = observations.points.shape[1]
+    strategy = cmaes.CMA(
+        mean=np.full(dimensions, 0.5),
+        sigma=0.25,
+        bounds=np.tile([0.0, 1.0], (dimensions, 1)),
+        seed=seed + 1,  # 0 is none
+    )
+    seen = list(zip(observations.points, -observations.scores, strict=True))
+    size = strategy.population_size
+    for start in range(0, len(seen) - size + 1, size):
+        for _ in range(size):
+            strategy.ask()
+        strategy.tell(seen[start : start + size])
+    for _ in range(len(seen) % size):
+        strategy.ask()
+    return strategy.ask()
+
+
+_PROPOSERS = {"cmaes": _propose_cmaes, "tpe": _propose_tpe}
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,8 @@ from lrdist_keras.statistics import Summary
 _MARKERS = "osD^vP*X"
 _ARMS_PER_TABLE = 4
 SPREAD_LIMIT = 3.0
+_BEST_DRAWN = 5
+_NOT_GROUPS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
 
 
 def group_tables(
@@ -142,6 +144,101 @@ def save_picture(
     )
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Table:
+    """Returns the table of the best trials, those of the largest budgets first.
+
+    Args:
+        rows: Trials as `lrdist_keras.search.trial_rows` gives them.
+        title: Its title.
+        most: How many to show.
+    """
+    table = _table(title)
+    for heading in ("budget", "p_s + p_o", "a1", "p_s", "p_o", "seed", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("rates, first to last group", overflow="fold")
+    ranked = sorted(rows, key=lambda r: (-r["budget"], -r["p_s"] - r["p_o"]))
+    for row in ranked[:most]:
+        rates = " ".join(f"{row[name]:.0e}" for name in _groups_of(row))
+        table.add_row(
+            f"{row['budget']:.2f}",
+            f"{row['p_s'] + row['p_o']:.3f}",
+            *(f"{row[name]:.3f}" for name in ("a1", "p_s", "p_o")),
+            str(row["seed"]),
+            f"{row['seconds']:.0f}",
+            rates,
+        )
+    return table
+
+
+def save_search_picture(
+    path: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    distribution: Distribution,
+) -> None:
+    """Draws a search: the best rates with their spread, and reward against time.
+
+    The spread is the weighted deviation of the logarithms of the rates around the
+    ranked combination, with its weights.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    names = list(distribution.rates)
+    most = max(row["budget"] for row in rows)
+    full = [row for row in rows if row["budget"] == most]
+    ranked = sorted(full, key=lambda r: -r["p_s"] - r["p_o"])
+    rates = np.array([[row[name] for name in names] for row in ranked])
+    weights = float(distribution.provenance["base"]) ** -np.arange(len(rates))
+    logs = np.log(rates / distribution.values)
+    factor = np.exp(np.sqrt(weights @ logs**2 / weights.sum()))
+    position = np.arange(len(names))
+    left.fill_between(
+        position,
+        distribution.values / factor,
+        distribution.values * factor,
+        alpha=0.2,
+        label="weighted deviation",
+    )
+    for rank, row in enumerate(rates[:_BEST_DRAWN]):
+        left.plot(
+            position, row, lw=1, alpha=0.8, label=f"rank {rank}", **_style(rank + 1)
+        )
+    left.plot(position, distribution.values, "k-", lw=2, label="combination")
+    left.set_xticks(position, names, rotation=45, ha="right")
+    left.set_yscale("log")
+    left.set_ylabel("learning rate")
+    left.set_title("the best trials of the largest budget")
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    minutes = np.cumsum([row["seconds"] for row in rows]) / 60
+    reward = np.array([row["p_s"] + row["p_o"] for row in rows])
+    budgets = np.array([row["budget"] for row in rows])
+    for index, budget in enumerate(np.unique(budgets)):
+        chosen = budgets == budget
+        style = _style(index)
+        label = f"budget {budget:.2g}"
+        right.plot(minutes[chosen], reward[chosen], ls="", label=label, **style)
+    best = np.maximum.accumulate(np.where(budgets == most, reward, -np.inf))
+    seen = np.isfinite(best)
+    right.step(
+        minutes[seen], best[seen], "k-", where="post", label="best of the largest"
+    )
+    right.set_xlabel("minutes of training")
+    right.set_ylabel("reward p_s + p_o")
+    right.set_title("reward against time")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _groups_of(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row if name not in _NOT_GROUPS]
 
 
 def _table(title: str) -> Table:

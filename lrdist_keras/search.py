@@ -9,7 +9,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from keras_tuner.src.engine import trial as trial_module
 from keras_tuner.src.engine.base_tuner import BaseTuner
 
-from lrdist_keras import metrics
+from lrdist_keras import metrics, preparation
 from lrdist_keras.config import (
     ArmSettings,
     Configuration,
@@ -35,12 +36,14 @@ from lrdist_keras.distribution import (
     ranked_combination,
     read_trials,
 )
+from lrdist_keras.encoding import take
 from lrdist_keras.files import claim_folder, locked, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.oracle import SEED, BayesianHyperbandOracle
+from lrdist_keras.oracle import SEED, BayesianHyperbandOracle, SearchFailed
+from lrdist_keras.tasks import search_slice
 from lrdist_keras.training import SequentialTrainer, TaskData
 
-__all__ = ["BayesianHyperbandOracle", "Search", "Tuner", "prepare"]
+__all__ = ["BayesianHyperbandOracle", "Search", "SearchFailed", "Tuner", "prepare"]
 
 OBJECTIVE = "reward"
 _PROJECT = "search"
@@ -56,6 +59,8 @@ _PROGRAMMING = (
     TypeError,
 )
 _COLUMNS = ("a1", "p_s", "p_o")
+_OF_A_ROW = ("budget", "seed", "seconds", "sampler")
+_FEWEST = 3  # settings to correlate
 _LONGEST_WAIT = 2.0  # seconds between two questions for work
 
 Evaluate = Callable[[Mapping[str, Any], float, int], Mapping[str, float]]
@@ -90,13 +95,18 @@ class Tuner(BaseTuner):
         self._started, self._ended = on_start, on_end
         oracle.verbose = 0
         super().__init__(oracle, directory=str(folder), project_name=_PROJECT)
+        self._is_remote = not isinstance(self.oracle, BayesianHyperbandOracle)
+        if self._is_remote:
+            from lrdist_keras.distributed import PatientClient
+
+            self.oracle: Any = PatientClient(self.oracle)
 
     def _populate_initial_space(self) -> None:
         # Keras Tuner looks for its own file, which is written later than the oracle's.
         if Path(self.oracle._get_oracle_fname()).exists():
             self.oracle.reload()
 
-    def search(self) -> None:  # type: ignore[override]
+    def search(self) -> None:
         """Runs trials until the oracle has none left, waiting where it asks to."""
         wait = 0.05
         while True:
@@ -135,9 +145,336 @@ class Tuner(BaseTuner):
             trial.message = traceback.format_exc()
             print(f"Trial {trial.trial_id} failed:\n{trial.message}", flush=True)
 
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Gives a chief signs of life while a trial runs."""
+        if not self._is_remote:
+            yield
+            return
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(self._beat):
+                # A chief that does not answer now may do so when the trial ends.
+                with suppress(Exception):
+                    self.oracle.create_trial(self.tuner_id)
+
+        with suppress(Exception):
+            self.oracle.create_trial(self.tuner_id)
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def save(self) -> None:
         """Does nothing: the oracle saves itself at every change."""
 
     def reload(self) -> None:
         """Takes up the state of the oracle."""
         self.oracle.reload()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run: everything in it has been checked.
+
+    Args:
+        configuration: What is searched.
+        folder: Where the results lie.
+        trainer: Trains sequences on the encoder.
+        tasks: The sequence, each task with the slice in place of its validation.
+        oracle: Says what to try.
+    """
+
+    configuration: Configuration
+    folder: Path
+    trainer: SequentialTrainer
+    tasks: list[TaskData]
+    oracle: BayesianHyperbandOracle
+
+    def evaluate(
+        self,
+        values: Mapping[str, float],
+        budget: float,
+        seed: int,
+        on_steps: Callable[[int], None] = lambda steps: None,
+    ) -> dict[str, float]:
+        """Trains the sequence with these rates; returns metrics on the slices.
+
+        Args:
+            values: Learning rate per group.
+            budget: Share of a full run.
+            seed: Number of the seed, from 0.
+            on_steps: Called with the number of training steps just done.
+        """
+        distribution = Distribution(self.trainer.scheme, dict(values))
+        arm = ArmSettings(name="search", rate=distribution.reference_rate)
+        seed = self.configuration.search.seed + seed
+        run = self.trainer.run(
+            self.tasks, distribution, arm, seed, on_steps, budget=budget
+        )
+        found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
+        return {
+            OBJECTIVE: metrics.reward(run.accuracy),
+            **found,
+            "seconds": run.seconds,
+            "compilations": run.compilations,
+        }
+
+    def run(
+        self,
+        on_start: Callable[[Any], None] = lambda trial: None,
+        on_steps: Callable[[int], None] = lambda steps: None,
+        on_end: Callable[[Any], None] = lambda trial: None,
+    ) -> None:
+        """Runs the trials that are left, here or as a worker of a chief.
+
+        Raises:
+            OSError: If another process works in the folder.
+        """
+
+        def evaluate(
+            values: Mapping[str, Any], budget: float, seed: int
+        ) -> Mapping[str, float]:
+            return self.evaluate(values, budget, seed, on_steps)
+
+        with locked(self.folder):
+            Tuner(self.oracle, evaluate, self.folder, on_start, on_end).search()
+
+    def serve(self, address: str, on_poll: Callable[[], Any] = lambda: None) -> None:
+        """Answers workers elsewhere until the search is done, see `distributed.serve`.
+
+        Raises:
+            OSError: If another process works in the folder, or the address is taken.
+        """
+        from lrdist_keras.distributed import serve
+
+        with locked(self.folder):
+            Tuner(self.oracle, self.evaluate, self.folder)
+            serve(self.oracle, address, on_poll)
+
+    def steps(self, budget: float) -> int:
+        """Returns the training steps of a trial of this budget."""
+        return self.trainer.steps(self.tasks, budget)
+
+    def save_results(self) -> Distribution | None:
+        """Writes `trials.csv`, `scheme.json` and `distribution.json`.
+
+        Returns:
+            The ranked combination of the trials, or None while none is finished.
+        """
+        rows = trial_rows(self.oracle, self.configuration.search.sampler)
+        if not rows:
+            return None
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        scheme = json.dumps(self.trainer.scheme.to_json()) + "\n"
+        write_text(self.folder / "scheme.json", scheme)
+        write_text(self.folder / "trials.csv", text.getvalue())
+        distribution = ranked_combination(read_trials(self.folder))
+        sequence = search_sequence(self.configuration).name
+        provenance = {
+            "search": self.configuration.name,
+            "sequence": sequence,
+            "trials": len(rows),
+            "base": distribution.provenance["base"],
+            "ranked": distribution.provenance["ranked"],
+        }
+        distribution = replace(distribution, provenance=provenance)
+        distribution.save(self.folder / "distribution.json")
+        results = {
+            "name": self.configuration.name,
+            "sequence": sequence,
+            "configuration": self.configuration.model_dump(exclude={"arms", "seeds"}),
+            "versions": preparation.versions(),
+            "machine": preparation.machine(),
+            "trials": len(rows),
+            "spent": self.oracle.spent,
+            "seconds": sum(row["seconds"] for row in rows),
+            "best": self.oracle.best_values(),
+            "distribution": distribution.to_json(),
+            **correlations(rows),
+        }
+        content = json.dumps(results, indent=1, allow_nan=False)
+        write_text(self.folder / "search.json", content + "\n")
+        return distribution
+
+
+def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns rank correlations that say whether rungs and reward mean anything.
+
+    Args:
+        rows: Trials as `trial_rows` gives them.
+
+    Returns:
+        `between_rungs`: for two budgets that at least three settings ran with,
+        Spearman's correlation of their rewards and the number of settings;
+        `reward_and_forgetting`: that of p_s + p_o and a1 - p_o over the trials of the
+        largest budget. None where there are fewer than three or one does not vary.
+    """
+    names = [k for k in rows[0] if k not in (*_COLUMNS, *_OF_A_ROW)] if rows else []
+    rewards: dict[float, dict[tuple, float]] = {}
+    for row in rows:
+        setting = tuple(row[name] for name in names)
+        rewards.setdefault(row["budget"], {})[setting] = row["p_s"] + row["p_o"]
+    budgets = sorted(rewards)
+    between = [
+        {
+            "budgets": [low, high],
+            "settings": len(both),
+            "spearman": _spearman(
+                [rewards[low][s] for s in both], [rewards[high][s] for s in both]
+            ),
+        }
+        for i, low in enumerate(budgets)
+        for high in budgets[i + 1 :]
+        if len(both := [s for s in rewards[low] if s in rewards[high]]) >= _FEWEST
+    ]
+    full = [row for row in rows if row["budget"] == budgets[-1]]
+    found = _spearman(
+        [row["p_s"] + row["p_o"] for row in full],
+        [row["a1"] - row["p_o"] for row in full],
+    )
+    return {"between_rungs": between, "reward_and_forgetting": found}
+
+
+def _spearman(a: list[float], b: list[float]) -> float | None:
+    from scipy.stats import spearmanr
+
+    if len(a) < _FEWEST or len(set(a)) == 1 or len(set(b)) == 1:
+        return None
+    return float(spearmanr(a, b).statistic)
+
+
+def trial_rows(oracle: BayesianHyperbandOracle, sampler: str) -> list[dict[str, Any]]:
+    """Returns the rows of `trials.csv`: the finished trials as they were started."""
+    rows: list[dict[str, Any]] = []
+    for trial_id in oracle.start_order:
+        trial = oracle.trials[trial_id]
+        if trial.status != trial_module.TrialStatus.COMPLETED:
+            continue
+        values = trial.hyperparameters.values
+        found = {
+            name: trial.metrics.get_best_value(name) for name in (*_COLUMNS, "seconds")
+        }
+        rows.append(
+            {
+                **{name: found[name] for name in _COLUMNS},
+                **{k: v for k, v in values.items() if not k.startswith("tuner/")},
+                "budget": oracle.budget(trial),
+                "seed": values[SEED],
+                "seconds": round(found["seconds"], 3),
+                "sampler": sampler,
+            }
+        )
+    return rows
+
+
+def search_sequence(configuration: Configuration) -> SequenceSettings:
+    """Returns the sequence that is searched.
+
+    Raises:
+        ValueError: If there are several and none is named.
+    """
+    wanted = configuration.search.sequence
+    if wanted is None and len(configuration.sequences) > 1:
+        raise ValueError(
+            "A search is of one sequence; name it with search.sequence. There are: "
+            + ", ".join(f"'{s.name}'" for s in configuration.sequences)
+        )
+    return next(s for s in configuration.sequences if wanted in (None, s.name))
+
+
+def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Search:
+    """Loads and checks all that a search needs.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration, or an input breaks a
+            rule.
+        OSError: If an input is missing or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = configuration.search
+    sequence = search_sequence(configuration)
+    state = folder / _PROJECT / "oracle.json"
+    claim_folder(
+        folder,
+        configuration.model_dump(),
+        has_results=state.is_file(),
+        results=f"{_PROJECT}/oracle.json",
+        free=("data.cache", "data.download", "seeds", "arms"),
+    )
+    training = configuration.training.model_copy(update={"curve_points": 0})
+    configuration = configuration.model_copy(update={"training": training})
+    loaded = preparation.load(configuration, sequence.tasks)
+    tasks = []
+    for name in sequence.tasks:
+        task, rng = loaded.tasks[name], np.random.default_rng(0)
+        rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
+        wanted = task.train_examples or 0
+        if wanted > len(rest):
+            raise ValueError(
+                f"Task '{name}': `train_examples` must be at most the {len(rest)} that "
+                f"the slice of the search leaves. Received: {wanted}"
+            )
+        tasks.append(
+            replace(
+                task,
+                train=take(task.train, rest),
+                validation=take(task.train, chosen),
+            )
+        )
+    oracle = make_oracle(settings, loaded.trainer.scheme)
+    return Search(configuration, folder, loaded.trainer, tasks, oracle)
+
+
+def make_oracle(settings: SearchSettings, scheme: Scheme) -> BayesianHyperbandOracle:
+    """Returns the oracle of a configuration, on the groups of a scheme.
+
+    Raises:
+        ValueError: If the settings contradict each other.
+        FileNotFoundError: If a start point is no distribution.
+    """
+    space = keras_tuner.HyperParameters()
+    for name in scheme.names:
+        space.Float(name, settings.low, settings.high, sampling="log")
+    points = [_start_point(p, scheme, settings) for p in settings.start_points]
+    models = {"bayesian_hyperband": settings.model, "gaussian_process": settings.model}
+    by_rungs = settings.sampler in ("bayesian_hyperband", "hyperband")
+    named: Any = {"hyperband": "random", **models}
+    return BayesianHyperbandOracle(
+        keras_tuner.Objective(OBJECTIVE, "max"),
+        max_epochs=settings.units if by_rungs else 1,
+        factor=settings.factor,
+        hyperband_iterations=0,  # as many as the budget allows
+        seed=settings.seed,
+        hyperparameters=space,
+        allow_new_entries=False,
+        max_retries_per_trial=settings.retries,
+        max_budget=settings.budget,
+        start_points=points,
+        model=named.get(settings.sampler, settings.sampler),
+        random_share=settings.random_share,
+        repeats=settings.repeats,
+    )
+
+
+def _start_point(
+    point: float | DecayPoint | str, scheme: Scheme, settings: SearchSettings
+) -> dict[str, float]:
+    if isinstance(point, DecayPoint):
+        distribution = llrd(point.rate, point.decay, scheme)
+    elif isinstance(point, str):
+        distribution = get(point).resample(scheme)
+    else:
+        distribution = flat(point, scheme)
+    return {
+        name: min(max(rate, settings.low), settings.high)
+        for name, rate in distribution.rates.items()
+    }

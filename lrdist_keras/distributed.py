@@ -1,0 +1,227 @@
+"""Several machines on one search: the chief's server and the way to it.
+
+The messages are those of Keras Tuner. Its server ends only if every worker does, its
+client waits an hour for a chief that is not there, a malformed message leaves a lock
+behind: these do not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import grpc
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer
+
+from lrdist_keras.oracle import BayesianHyperbandOracle, SearchFailed
+
+_LARGEST_MESSAGE = 1 << 20  # bytes; a trial of a hundred hyperparameters is 20 kB
+_POLL = 0.5  # seconds
+_CONNECT = 30.0  # seconds
+_PATIENCE = 600.0  # seconds
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_VARIABLES = (
+    "KERASTUNER_ORACLE_IP",
+    "KERASTUNER_ORACLE_PORT",
+    "KERASTUNER_TUNER_ID",
+)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Returns host and port of `HOST:PORT`.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(
+            "The chief's address is HOST:PORT, for example 127.0.0.1:8000. Received: "
+            f"{address!r}"
+        )
+    return host, int(port)
+
+
+def from_environment() -> tuple[str | None, bool]:
+    """Returns the chief's address and whether this is a worker, as Keras Tuner has it.
+
+    Raises:
+        ValueError: If only some of its variables are set.
+    """
+    values = {name: os.environ.get(name) for name in _VARIABLES}
+    if values["KERASTUNER_ORACLE_IP"] is None:
+        return None, False
+    if missing := [name for name, value in values.items() if not value]:
+        raise ValueError(
+            "KERASTUNER_ORACLE_IP is set, so these must be too: " + ", ".join(missing)
+        )
+    address = f"{values['KERASTUNER_ORACLE_IP']}:{values['KERASTUNER_ORACLE_PORT']}"
+    return address, "chief" not in str(values["KERASTUNER_TUNER_ID"])
+
+
+def become_worker(address: str) -> None:
+    """Makes the tuners of this process ask the chief at an address.
+
+    Raises:
+        ValueError: If the address is malformed.
+        ConnectionError: If nothing answers there within 30 seconds.
+    """
+    host, port = parse_address(address)
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(
+                f"No chief answers at {address} within {_CONNECT:.0f} s; start one "
+                f"there with --chief {address}, or check the address."
+            ) from None
+    own = f"worker-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    os.environ["KERASTUNER_ORACLE_IP"] = host
+    os.environ["KERASTUNER_ORACLE_PORT"] = str(port)
+    os.environ.setdefault("KERASTUNER_TUNER_ID", own)
+
+
+def is_open(address: str) -> bool:
+    """Whether other machines can reach a server at this address."""
+    host, _ = parse_address(address)
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
+
+
+def serve(
+    oracle: BayesianHyperbandOracle,
+    address: str,
+    on_poll: Callable[[], Any] = lambda: None,
+) -> None:
+    """Answers the workers of a search until it is done.
+
+    A worker that gives no sign of life for the lease of the oracle loses its trial to
+    another. When nothing is left, the server stays for one lease, so that workers that
+    ask learn that they can go.
+
+    Args:
+        oracle: The search.
+        address: Where to listen, `HOST:PORT`.
+        on_poll: Called twice a second.
+
+    Raises:
+        ValueError: If the address is malformed.
+        OSError: If it cannot be listened on.
+        SearchFailed: If too many trials failed in a row.
+    """
+    host, port = parse_address(address)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=4),
+        options=[
+            ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    servicer = _Servicer(oracle)
+    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise OSError(f"Nothing can listen at {address}; choose another port.")
+    oracle.has_leases = True
+    server.start()
+    try:
+        quiet: float | None = None
+        while servicer.failure is None:
+            time.sleep(_POLL)
+            oracle.expire()
+            on_poll()
+            if not oracle.is_done:
+                quiet = None
+                continue
+            quiet = quiet or time.monotonic()
+            if not oracle.tuner_ids or time.monotonic() - quiet > oracle.lease:
+                break
+    finally:
+        server.stop(grace=1.0).wait()
+    if servicer.failure is not None:
+        raise servicer.failure
+
+
+class PatientClient:
+    """Asks a chief again while it is away, for example to be started anew.
+
+    Args:
+        client: Keras Tuner's client.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def patient(*arguments: Any, **options: Any) -> Any:
+            end = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    return found(*arguments, **options)
+                except grpc.RpcError as error:
+                    if error.code() not in _AWAY:
+                        raise
+                    if time.monotonic() > end:
+                        raise ConnectionError(
+                            f"The chief has not answered for {_PATIENCE:.0f} s."
+                        ) from None
+                time.sleep(_POLL)
+
+        return patient
+
+
+class _Servicer(OracleServicer):
+    """Refuses what is malformed with a message, and remembers what must end all."""
+
+    def __init__(self, oracle: BayesianHyperbandOracle) -> None:
+        super().__init__(oracle)
+        self.failure: SearchFailed | None = None
+
+    def _answer(self, method: Callable, request: Any, context: Any) -> Any:
+        try:
+            return method(request, context)
+        except SearchFailed as error:
+            self.failure = error
+            context.abort(grpc.StatusCode.ABORTED, str(error))
+        except Exception as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"refused: {error}")
+
+    def CreateTrial(self, request: Any, context: Any) -> Any:
+        """Gives a worker a trial."""
+        return self._answer(super().CreateTrial, request, context)
+
+    def UpdateTrial(self, request: Any, context: Any) -> Any:
+        """Takes the metrics of a trial."""
+        return self._answer(super().UpdateTrial, request, context)
+
+    def EndTrial(self, request: Any, context: Any) -> Any:
+        """Takes the end of a trial."""
+        return self._answer(super().EndTrial, request, context)
+
+    def GetTrial(self, request: Any, context: Any) -> Any:
+        """Shows a trial."""
+        return self._answer(super().GetTrial, request, context)
+
+    def GetBestTrials(self, request: Any, context: Any) -> Any:
+        """Shows the best trials."""
+        return self._answer(super().GetBestTrials, request, context)
+
+    def UpdateSpace(self, request: Any, context: Any) -> Any:
+        """Takes additions to the space, where the oracle allows any."""
+        return self._answer(super().UpdateSpace, request, context)
