@@ -187,7 +187,8 @@ for multiplier in (1.0, 0.5, 0.1):
 # ## Mixed precision
 #
 # With `mixed_float16`, `compile` puts a `LossScaleOptimizer` around, which must be
-# outermost. `mixed_bfloat16` needs none.
+# outermost; the multipliers are then those of `model.optimizer.inner_optimizer`.
+# `mixed_bfloat16` needs none.
 
 # %%
 half = keras.Sequential([keras.layers.Dense(1, name="head", dtype="mixed_bfloat16")])
@@ -220,8 +221,9 @@ resumed.fit(data, target, verbose=0)
 # ## What differs from the plain optimizer
 #
 # - A multiplier of 0 keeps the bits of a weight whatever momentum was gathered; a plain
-#   optimizer at rate 0 would move on. Only averaging that overwrites (`use_ema`) still
-#   puts the average in its place. `Ftrl` divides by the rate and refuses 0.
+#   optimizer at rate 0 would move on. What is no update goes on: averaging that
+#   overwrites, constraints, variables that take their gradients (float8).
+#   `Ftrl` divides by the rate and refuses 0.
 # - An optimizer of your own is scaled through its `update_step`; one that replaces
 #   `_backend_update_step` is refused. PyTorch's fused updates run once per group.
 # - With TensorFlow, sparse gradients of an embedding update it sparsely as without, and

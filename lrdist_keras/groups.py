@@ -151,15 +151,18 @@ def normalize(groups: Groups) -> dict[str, tuple[str, ...]]:
         )
     result = {}
     for name, value in groups.items():
-        patterns = (value,) if isinstance(value, str) else tuple(value)
-        if not patterns or not all(
-            isinstance(p, str) and p.strip("/") for p in patterns
+        if not isinstance(name, str):
+            raise ValueError(f"A group's name must be a string. Received: {name!r}")
+        patterns = (value,) if isinstance(value, str) else value
+        if not isinstance(patterns, Iterable) or not (
+            (patterns := tuple(patterns))
+            and all(isinstance(p, str) and p.strip("/") for p in patterns)
         ):
             raise ValueError(
                 f"Group {name!r} needs at least one path pattern, a non-empty string. "
                 f"Received: {value!r}"
             )
-        result[str(name)] = patterns
+        result[name] = patterns
     return result
 
 
@@ -172,12 +175,15 @@ def matches(pattern: str, path: str) -> bool:
     return any(all(map(fnmatchcase, segments[start:], wanted)) for start in starts)
 
 
-def partition(paths: Iterable[str], groups: Groups) -> list[int]:
+def partition(
+    paths: Iterable[str], groups: Groups, allow_empty: bool = False
+) -> list[int]:
     """Returns the index of the one group that each path belongs to.
 
     Args:
         paths: Paths of variables, such as `transformer_layer_0/query/kernel`.
         groups: Ordered mapping from group name to pattern(s), see `PatternScheme`.
+        allow_empty: Whether a group may hold no path.
 
     Returns:
         One index into the order of `groups` per path.
@@ -204,13 +210,13 @@ def partition(paths: Iterable[str], groups: Groups) -> list[int]:
     problems += [
         f"group '{name}' ({', '.join(patterns[name])}) matches no variable"
         for i, name in enumerate(names)
-        if i not in used
+        if i not in used and not allow_empty
     ]
     if problems:
         raise ValueError(
-            "Every variable must be in exactly one group and every group must hold a "
-            "variable; change the patterns so that they are. Found: "
-            + "; ".join(problems)
+            "Every trainable variable must be in exactly one group and every group "
+            "hold one; change the patterns so that they do, and leave out groups of "
+            "frozen layers. Found: " + "; ".join(problems)
         )
     return [hits[0] for hits in found]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -113,20 +115,27 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         self._delegates = True
         self._group_function: Callable[[Any], str] | None = None
+        # The group of each variable by its position, where it was built before.
+        self._saved_indices: list[int] | None = None
         if isinstance(groups, keras.Model):
             self.groups = transformer_groups(groups)[1]
+        elif isinstance(groups, keras.Layer):
+            raise ValueError(
+                "`groups` must be a mapping, a function or a model with a KerasHub "
+                f"transformer. Received: a layer, {groups.name}"
+            )
         elif callable(groups) and not isinstance(groups, Mapping):
             self.groups, self._group_function = {}, groups
         else:
             self.groups = normalize(groups)
         self._schedule: Schedule | None = None
-        self._given: Multipliers | None = None
+        self._given: dict[str, float] | list[float] | None = None
         if callable(multipliers):
             self._schedule = multipliers
         else:
-            self._given = multipliers
+            self._given = _numbers(multipliers)
         if self.groups:
-            self._initial_multipliers = self._initial_values()
+            self._initial_multipliers = self._initial_values(list(self.groups))
         self._hook()
 
     def _hook(self) -> None:
@@ -144,7 +153,19 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             return positions
 
         def scaled(learning_rate: Any, group: int) -> Any:
-            return ops.multiply(learning_rate, self._multipliers[group])
+            multiplier = self._multipliers[group]
+            rate = ops.multiply(learning_rate, multiplier)
+            # Decay at -0.0 leaves every weight as it is, -0.0 too; at 0.0 it would not.
+            return ops.where(ops.greater(multiplier, 0), rate, -0.0)
+
+        @contextmanager
+        def at(rate: Any) -> Iterator[None]:
+            """Lets the inner optimizer find this learning rate wherever it reads it."""
+            inner._get_current_learning_rate = lambda: rate
+            try:
+                yield
+            finally:
+                inner._get_current_learning_rate = current_learning_rate
 
         def scaled_weight_decay(variables: Sequence[Any]) -> None:
             learning_rate = current_learning_rate()
@@ -152,14 +173,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                 members = [variables[i] for i in positions]
                 if torch_groups:  # its fused kernels refuse an empty list
                     members = [v for v in members if inner._use_weight_decay(v)]
-                if not members:
-                    continue
-                rate = scaled(learning_rate, group)
-                inner._get_current_learning_rate = lambda rate=rate: rate
-                try:
-                    apply_weight_decay(members)
-                finally:
-                    inner._get_current_learning_rate = current_learning_rate
+                if members:
+                    with at(scaled(learning_rate, group)):
+                        apply_weight_decay(members)
 
         inner._apply_weight_decay = scaled_weight_decay
 
@@ -177,13 +193,13 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                     if product is not None:
                         product.assign(start)
                     members = [variables[i] for i in positions]
-                    is_frozen = float(self._multipliers[group]) == 0
+                    is_frozen = not float(self._multipliers[group]) > 0
                     kept = [ops.copy(v) for v in members if is_frozen]
-                    parallel_update_step(
-                        [gradients[i] for i in positions],
-                        members,
-                        scaled(learning_rate, group),
-                    )
+                    rate = scaled(learning_rate, group)
+                    with at(rate):
+                        parallel_update_step(
+                            [gradients[i] for i in positions], members, rate
+                        )
                     for variable, value in zip(members, kept, strict=False):
                         variable.assign(value)
 
@@ -196,7 +212,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         ) -> None:
             group = self._group_of[inner._var_key(variable)]
             kept = ops.copy(ops.convert_to_tensor(variable))
-            update_step(gradient, variable, scaled(learning_rate, group))
+            rate = scaled(learning_rate, group)
+            with at(rate):
+                update_step(gradient, variable, rate)
             # Momentum that was gathered before would still carry a frozen weight.
             learns = ops.greater(self._multipliers[group], 0)
             moved = ops.convert_to_tensor(variable)
@@ -209,12 +227,25 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self._built_variables = lambda: list(self._trainable_variables)
 
         def decays(variable: Any) -> bool:
-            is_tensorflow = keras.backend.backend() == "tensorflow"
-            return inner._use_weight_decay(
-                variable.value if is_tensorflow else variable
-            )
+            is_keras = isinstance(variable, keras.Variable)
+            if is_keras and keras.backend.backend() == "tensorflow":
+                variable = variable.value
+            return inner._use_weight_decay(variable)
 
         self._decays = decays
+
+        def decay_of(variable: Any) -> float:
+            decay = inner.weight_decay
+            if isinstance(inner, keras.optimizers.Muon) and (
+                inner._should_use_adamw(variable)
+            ):
+                decay = inner.adam_weight_decay
+            return float(decay or 0.0) if decays(variable) else 0.0
+
+        self._decay_of = decay_of
+
+        # The number's variable, the schedule or the function, as it was given.
+        self._given_rate = lambda: inner._learning_rate
 
         def share_averages() -> None:
             # `SwapEMAWeights` unwraps one optimizer only, and `LossScaleOptimizer` may
@@ -244,10 +275,12 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             schedule: Makes a learning-rate schedule from its peak, which is the
                 distribution's reference rate, its largest. Defaults to that rate
                 throughout.
-            **options: Further arguments of the inner optimizer's class.
+            **options: Further arguments of the inner optimizer's class, its `name`
+                among them.
 
         Raises:
-            ValueError: If the distribution is of another scheme than the model.
+            ValueError: If the distribution is of another scheme than the model, or an
+                argument is of the wrong kind.
 
         Example:
         >>> optimizer = LayerwiseOptimizer.from_distribution(
@@ -258,6 +291,18 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         ...     weight_decay=0.01,
         ... )
         """
+        if not isinstance(optimizer, type) or "learning_rate" in options:
+            raise ValueError(
+                "`optimizer` must be the class of an optimizer, such as "
+                "`keras.optimizers.AdamW`, whose learning rate the distribution gives. "
+                f"Received: {optimizer!r} with {', '.join(options) or 'no options'}"
+            )
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            raise ValueError(
+                "`schedule` must be a function from peak to schedule, such as "
+                "`lambda rate: CosineDecay(rate, 1000)`. Received: "
+                f"{type(schedule).__name__}"
+            )
         if isinstance(distribution, str):
             distribution = _preset(distribution).resample(transformer_groups(model)[0])
         scheme, groups = distribution.scheme, None
@@ -289,16 +334,16 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         if self.built:
             self._check_known(variables, complete=True)
             return
-        paths = [_path(v) for v in variables]
         if self._group_function is None:
-            indices = partition(paths, self.groups)
+            self._indices = self._partition([_path(v) for v in variables])
         else:
             names = [self._group_function(v) for v in variables]
-            self.groups = _exact_patterns(names, paths)
-            indices = [list(self.groups).index(name) for name in names]
-            self._initial_multipliers = self._initial_values()
+            groups = _exact_patterns(names, [_path(v) for v in variables])
+            self._initial_multipliers = self._initial_values(list(groups))
+            self.groups = groups
+            self._indices = [list(groups).index(name) for name in names]
         self._group_of = {
-            self._key(v): i for v, i in zip(variables, indices, strict=True)
+            self._key(v): i for v, i in zip(variables, self._indices, strict=True)
         }
         self._multipliers = self.add_variable(
             shape=(len(self.groups),),
@@ -315,24 +360,42 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self._delegates = True
         self._share_averages()
 
-    @property
-    def multipliers(self) -> dict[str, float]:
-        """Multiple of the learning rate per group, readable and assignable any time.
+    def _partition(self, paths: list[str]) -> list[int]:
+        """Returns the group of each path; what was saved may have been renamed since.
 
-        With a function of the step they are those of the last step, and assigning
-        raises a `TypeError`. Assign a mapping of all groups or a sequence in group
-        order, for example `{**optimizer.multipliers, "head": 2.0}`.
+        A subclassed model that is loaded has other paths, and a model whose layers were
+        frozen before it was saved fewer variables.
+        """
+        if self._saved_indices is None:
+            return partition(paths, self.groups)
+        try:
+            return partition(paths, self.groups)
+        except ValueError as error:
+            if len(paths) == len(self._saved_indices):
+                return self._saved_indices
+            indices = partition(paths, self.groups, allow_empty=True)
+            warnings.warn(f"{error} They keep their multipliers.", stacklevel=3)
+            return indices
+
+    @property
+    def multipliers(self) -> Mapping[str, float]:
+        """Multiple of the learning rate per group, a mapping that cannot be changed.
+
+        Readable and assignable at any time outside of compiled code. Assign a mapping
+        of all groups or a sequence in group order, for example
+        `{**optimizer.multipliers, "head": 2.0}`. With a function of the step they are
+        those of the last step, and assigning raises a `TypeError`.
         """
         if self.built:
             values = ops.convert_to_numpy(self._multipliers.value).tolist()
         elif self.groups:
             values = self._initial_multipliers
         else:
-            raise ValueError(
+            raise AttributeError(
                 "Groups by a function are known once the optimizer is built; call "
                 "`optimizer.build(model.trainable_variables)` first."
             )
-        return dict(zip(self.groups, values, strict=True))
+        return MappingProxyType(dict(zip(self.groups, values, strict=True)))
 
     @multipliers.setter
     def multipliers(self, multipliers: Multipliers) -> None:
@@ -341,24 +404,21 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                 "The multipliers follow a function of the step and cannot be assigned; "
                 "give the constructor numbers to be able to."
             )
-        names = list(self.groups)
-        if not names:
-            self._given = multipliers
-            return
-        if isinstance(multipliers, Mapping) and (
-            missing := set(names) - {*multipliers}
-        ):
-            raise ValueError(
-                "Assigned multipliers must name every group; start from "
-                f"`{{**optimizer.multipliers, ...}}`. Missing: {sorted(missing)}"
-            )
-        values = _multiplier_values(multipliers, names, self.inner_optimizer)
-        self._initial_multipliers = values
-        if self.built:
-            self._multipliers.assign(values)
+        names, given = list(self.groups), _numbers(multipliers)
+        if names:
+            if isinstance(given, Mapping) and (missing := set(names) - {*given}):
+                raise ValueError(
+                    "Assigned multipliers must name every group; start from "
+                    f"`{{**optimizer.multipliers, ...}}`. Missing: {sorted(missing)}"
+                )
+            values = _multiplier_values(given, names, self.inner_optimizer)
+            self._initial_multipliers = values
+            if self.built:
+                self._multipliers.assign(values)
+        self._given = given
 
-    def _initial_values(self) -> list[float]:
-        names, given = list(self.groups), self._given
+    def _initial_values(self, names: list[str]) -> list[float]:
+        given = self._given
         if self._schedule is not None:
             given = ops.convert_to_numpy(self._schedule(ops.convert_to_tensor(0)))
             if given.shape != (len(names),):
@@ -367,6 +427,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                     f"one value for each of the {len(names)} groups "
                     f"({', '.join(names)}). Received: shape {given.shape}"
                 )
+            given = given.tolist()
         return _multiplier_values(given, names, self.inner_optimizer)
 
     @property
@@ -538,11 +599,12 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         if self._schedule is not None:
             multipliers = None
         elif self.groups:
-            multipliers = self.multipliers
+            multipliers = dict(self.multipliers)
         function = None if self.groups else self._group_function
         return {
             "inner_optimizer": serialize(self.inner_optimizer),
             "groups": groups or None,
+            "indices": self._indices if self.built else self._saved_indices,
             "group_function": function and serialize(function),
             "multipliers": multipliers,
             "multiplier_schedule": self._schedule and serialize(self._schedule),
@@ -558,18 +620,21 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         def read(key: str) -> Any:
             return keras.saving.deserialize_keras_object(config[key], custom_objects)
 
-        return cls(
+        optimizer = cls(
             read("inner_optimizer"),
             config["groups"] or read("group_function"),
             config["multipliers"] or read("multiplier_schedule"),
             config["name"],
         )
+        optimizer._saved_indices = config["indices"]
+        return optimizer
 
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Prints group, variables, parameters, learning rate and weight decay.
 
         The decay is the fraction by which a weight shrinks in one step, rate times the
-        inner optimizer's `weight_decay`, with the number of variables that it reaches.
+        inner optimizer's `weight_decay` (the larger of the two of `Muon`), with the
+        number of variables that it reaches.
 
         Raises:
             ValueError: If the optimizer is not built.
@@ -581,10 +646,10 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             self.multipliers.items(), self._members(), strict=True
         ):
             rate = learning_rate * multiplier
-            decay, decayed = self.inner_optimizer.weight_decay, "-"
-            if decay is not None:
-                number = sum(map(self._decays, members))
-                decayed = f"{rate * decay:.3e} ({number}/{len(members)})"
+            decays = [decay for v in members if (decay := self._decay_of(v))]
+            decayed = "-"
+            if decays:
+                decayed = f"{rate * max(decays):.3e} ({len(decays)}/{len(members)})"
             parameters = sum(math.prod(v.shape) for v in members)
             rows.append(
                 [group, f"{len(members)}", f"{parameters:,}", f"{rate:.3e}", decayed]
@@ -619,8 +684,12 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         for multiplier, members in zip(
             self.multipliers.values(), self._members(), strict=True
         ):
-            config = inner.get_config()
-            config["learning_rate"] = _scaled_rate(config["learning_rate"], multiplier)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of functions, which are not saved
+                config = inner.get_config()
+            config["learning_rate"] = self._scaled_rate(
+                config["learning_rate"], multiplier
+            )
             optimizer = type(inner).from_config(config)
             optimizer.exclude_from_weight_decay(
                 var_list=[v for v in members if not self._decays(v)]
@@ -636,6 +705,15 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             keras.optimizers.OptimizerMap(optimizers[0], by_path),
             loss_scale_factor=inner.loss_scale_factor,
         )
+
+    def _scaled_rate(self, rate: Any, multiplier: float) -> Any:
+        """The learning-rate entry of the inner configuration, times a multiplier."""
+        if not isinstance(rate, dict):
+            return rate * multiplier
+        schedule = self._given_rate()
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return _ScaledSchedule(schedule, multiplier)
+        return lambda: schedule() * multiplier
 
     def _members(self) -> list[list[Any]]:
         members: list[list[Any]] = [[] for _ in self.groups]
@@ -663,7 +741,8 @@ class GradualUnfreezing:
         multipliers: The multipliers in group order once all groups learn.
 
     Raises:
-        ValueError: If `steps` is below 1 or there is no multiplier.
+        ValueError: If `steps` is no integer or below 1, there is no multiplier, or one
+            is negative or not finite.
 
     Example:
     >>> optimizer = LayerwiseOptimizer(
@@ -672,13 +751,15 @@ class GradualUnfreezing:
     """
 
     def __init__(self, steps: int, multipliers: Sequence[float]) -> None:
-        if steps < 1 or len(multipliers) == 0:
+        if not isinstance(steps, int) or steps < 1 or len(multipliers) == 0:
             raise ValueError(
-                "`steps` must be at least 1 and `multipliers` hold one number for each "
-                f"group. Received: steps={steps}, multipliers={multipliers}"
+                "`steps` must be an integer of at least 1 and `multipliers` hold one "
+                f"number for each group. Received: steps={steps!r}, "
+                f"multipliers={multipliers}"
             )
         self.steps = steps
-        self.multipliers = [float(m) for m in multipliers]
+        names = [str(i) for i in range(len(multipliers))]
+        self.multipliers = _multiplier_values(_numbers(multipliers), names, None)
 
     def __call__(self, step: Any) -> Any:
         """Returns the multipliers at a step, float32, shape [groups]."""
@@ -715,16 +796,6 @@ class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return cls(schedule, config["factor"])
 
 
-def _scaled_rate(rate: Any, multiplier: float) -> Any:
-    """The learning-rate entry of an optimizer's configuration, times a multiplier."""
-    if not isinstance(rate, dict):
-        return rate * multiplier
-    schedule = keras.saving.deserialize_keras_object(rate)
-    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return _ScaledSchedule(schedule, multiplier)
-    return lambda: schedule() * multiplier
-
-
 def _preset(name: str) -> Distribution:
     if name not in PRESETS:
         raise ValueError(
@@ -750,8 +821,6 @@ def _exact_patterns(
             )
         # With the leading slash it holds this variable and none that ends alike.
         patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
-    if patterns:
-        partition(paths, patterns)
     return patterns
 
 
@@ -791,19 +860,43 @@ def _check_inner(inner: Any) -> None:
         )
 
 
+def _numbers(multipliers: Any) -> dict[str, float] | list[float] | None:
+    """Multipliers as plain numbers, whatever they were given as."""
+    try:
+        if multipliers is None:
+            return None
+        if isinstance(multipliers, Mapping):
+            return {name: _number(m) for name, m in multipliers.items()}
+        if not isinstance(multipliers, str):
+            return [_number(m) for m in multipliers]
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        "`multipliers` must be a mapping from group name to number, a sequence of "
+        "numbers in group order, or a function from step to vector. Received: "
+        f"{multipliers!r}"
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) or np.ndim(value):
+        raise TypeError
+    return float(value)
+
+
 def _multiplier_values(
-    multipliers: Multipliers | None, names: list[str], inner: Any
+    multipliers: dict[str, float] | list[float] | None, names: list[str], inner: Any
 ) -> list[float]:
     if multipliers is None:
         return [1.0] * len(names)
     if isinstance(multipliers, Mapping):
-        if unknown := sorted(set(multipliers) - set(names)):
+        if unknown := [name for name in multipliers if name not in names]:
             raise ValueError(
                 f"`multipliers` must name groups: {', '.join(names)}. "
                 f"Unknown: {unknown}"
             )
         multipliers = [multipliers.get(name, 1.0) for name in names]
-    values = [float(m) for m in multipliers]
+    values = multipliers
     if len(values) != len(names):
         raise ValueError(
             f"`multipliers` must have one value for each of the {len(names)} groups "

@@ -272,7 +272,7 @@ def test_groups_by_a_function():
         return "vectors" if len(variable.shape) == 1 else "matrices"
 
     optimizer = LayerwiseOptimizer(SGD(1.0), kind, {"vectors": 0.5})
-    with pytest.raises(ValueError, match="optimizer.build"):
+    with pytest.raises(AttributeError, match="optimizer.build"):
         _ = optimizer.multipliers
     gradients = make_gradients(1)
     before, after = values(make_variables()), train(optimizer, gradients)
@@ -450,7 +450,46 @@ def wrong_schedule(step):
             lambda: LayerwiseOptimizer(ADAM(), lambda v: None).build(make_variables()),
             "must return the name of a group",
         ),
-        (lambda: GradualUnfreezing(0, [1.0]), "`steps` must be at least 1"),
+        (
+            lambda: GradualUnfreezing(2, [-1.0, 1.0]),
+            "must be finite and at least 0",
+        ),
+        (lambda: LayerwiseOptimizer(ADAM(), GROUPS, 0.5), "Received: 0.5"),
+        (lambda: LayerwiseOptimizer(ADAM(), GROUPS, "012"), "Received: '012'"),
+        (
+            lambda: LayerwiseOptimizer(ADAM(), GROUPS, {"head": None}),
+            "a mapping from group name to number",
+        ),
+        (
+            lambda: LayerwiseOptimizer(ADAM(), GROUPS, np.ones((3, 1))),
+            "a sequence of numbers in group order",
+        ),
+        (lambda: LayerwiseOptimizer(ADAM(), {"a": 3}), "needs at least one path"),
+        (lambda: LayerwiseOptimizer(ADAM(), {1: "a"}), "name must be a string"),
+        (
+            lambda: LayerwiseOptimizer(ADAM(), keras.layers.Dense(2)),
+            "a mapping, a function or a model",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution("adamw", None, None),
+            "must be the class of an optimizer",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution(
+                ADAM, None, None, learning_rate=0.1
+            ),
+            "whose learning rate the distribution gives",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution(
+                ADAM, None, None, keras.optimizers.schedules.CosineDecay(0.1, 2)
+            ),
+            "must be a function from peak to schedule",
+        ),
+        (
+            lambda: GradualUnfreezing(0, [1.0]),
+            "`steps` must be an integer of at least 1",
+        ),
         (
             lambda: LayerwiseOptimizer(ADAM(), GROUPS).set_weights([]),
             "optimizer.build",
@@ -495,6 +534,83 @@ def test_an_update_of_ones_own_is_scaled():
     rates = [0.5, 0.25, 0.25, 1.0, 1.0]
     for v, new, g, rate in zip(before, after, gradients[0], rates, strict=True):
         np.testing.assert_allclose(new, v - rate * np.sign(g), rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_that_reads_the_learning_rate_is_scaled():
+    class Own(keras.optimizers.Optimizer):
+        def update_step(self, gradient, variable, learning_rate):
+            self.assign_sub(variable, self.learning_rate * gradient)
+
+    gradients = make_gradients(1)
+    optimizer = LayerwiseOptimizer(Own(0.5), GROUPS, [1.0, 0.5, 2.0])
+    before, after = values(make_variables()), train(optimizer, gradients)
+    for v, new, g, rate in zip(
+        before, after, gradients[0], [0.5, 0.25, 0.25, 1.0, 1.0], strict=True
+    ):
+        np.testing.assert_allclose(new, v - rate * g, rtol=1e-5, atol=1e-6)
+
+
+def awry(step):
+    later = keras.ops.convert_to_tensor(step) > 0
+    return keras.ops.where(later, np.array([np.nan, -1, 1], "float32"), 1.0)
+
+
+def test_multipliers_that_go_astray_freeze():
+    """A function gives NaN and -1 from the second step on; -0.0 is a weight too."""
+    optimizer = LayerwiseOptimizer(SGD(0.1, weight_decay=0.5), GROUPS, awry)
+    variables, gradients = make_variables(), make_gradients(3)
+    variables[1].assign(np.where(values(variables)[1] > 0, -0.0, 1.0))
+    optimizer.build(variables)
+    optimizer.iterations.assign(1)
+    before = values(variables)
+    after = train(optimizer, gradients, variables)
+    for i, (a, b) in enumerate(zip(after, before, strict=True)):
+        if i < 3:
+            np.testing.assert_array_equal(a.view("uint32"), b.view("uint32"))
+        else:
+            assert np.abs(a - b).max() > 1e-3
+
+
+def test_assigning_after_a_build_that_failed():
+    optimizer = LayerwiseOptimizer(ADAM(), lambda v: v.path.split("/")[0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="Received: 2 values"):
+        optimizer.build(make_variables())
+    optimizer.multipliers = [1.0, 2.0, 3.0]
+    optimizer.build(make_variables())
+    assert optimizer.multipliers == {"embeddings": 1.0, "body": 2.0, "head": 3.0}
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        optimizer.multipliers["head"] = 0.0
+
+
+def test_variables_of_one_path_in_groups_by_a_function():
+    twins = [keras.Variable(np.ones(2, "float32"), name="same") for _ in range(2)]
+    chosen = {id(twins[0]): "first", id(twins[1]): "second"}
+    optimizer = LayerwiseOptimizer(SGD(1.0), lambda v: chosen[id(v)], [0.0, 1.0])
+    first, second = train(optimizer, [[np.ones(2, "float32")] * 2], twins)
+    np.testing.assert_array_equal(first, 1)
+    np.testing.assert_array_equal(second, 0)
+
+
+def test_a_function_as_learning_rate_has_a_multi_optimizer():
+    ours = LayerwiseOptimizer(SGD(lambda: 0.5), GROUPS, [0.5, 1.0, 2.0])
+    variables, gradients = make_variables(), make_gradients(2)
+    ours.build(variables)
+    start = values(variables)
+    expected = train(ours, gradients, variables)
+    set_values(variables, start)
+    for a, b in zip(
+        train(ours.to_multi_optimizer(), gradients, variables), expected, strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_summary_of_two_decays():
+    muon = keras.optimizers.Muon(0.01, weight_decay=None, adam_weight_decay=0.5)
+    optimizer = LayerwiseOptimizer(muon, GROUPS)
+    optimizer.build(make_variables())
+    lines = []
+    optimizer.summary(print_fn=lines.append)
+    assert lines[2].endswith("5.000e-03 (1/2)")  # the bias is Adam's
 
 
 def test_private_names_of_keras_stand_in_one_method():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 
 from optimizer_cases import (
     ABC,
@@ -183,6 +184,82 @@ def test_keras_file_round_trip(tmp_path, kind):
         each.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Regressor(keras.Model):
+    """Loaded again, its variables have other paths: the scope of the model is gone."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.hidden = keras.layers.Dense(5)
+        self.final = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.final(self.hidden(inputs))
+
+
+def test_keras_file_of_a_subclassed_model(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = Regressor()
+    kind = lambda v: "biases" if "bias" in v.path else "kernels"  # noqa: E731
+    model.compile(LayerwiseOptimizer(keras.optimizers.Adam(0.1), kind, [0.5, 2]), "mse")
+    model.fit(X, Y, verbose=0)
+    model.save(tmp_path / "m.keras")
+    other = keras.models.load_model(tmp_path / "m.keras")
+    assert other.optimizer.multipliers == {"kernels": 0.5, "biases": 2.0}
+    for each in (model, other):
+        each.fit(X, Y, verbose=0)
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_configuration_serves_a_model_with_new_names():
+    optimizer = LayerwiseOptimizer(
+        keras.optimizers.Adam(), lambda v: "even" if v.shape[-1] % 2 else "odd"
+    )
+    optimizer.build(built_regressor().trainable_variables)
+    copy = LayerwiseOptimizer.from_config(optimizer.get_config())
+    copy.build(built_regressor().trainable_variables)
+    assert copy.get_config()["indices"] == optimizer.get_config()["indices"]
+
+
+def built_regressor():
+    model = Regressor()
+    model(X)
+    return model
+
+
+@pytest.mark.parametrize("frozen", ["all", "a"])
+def test_keras_file_of_a_model_frozen_since(tmp_path, frozen):
+    model = compiled()
+    model.fit(X, Y, verbose=0)
+    (model if frozen == "all" else model.get_layer("a")).trainable = False
+    model.save(tmp_path / "m.keras")
+    with pytest.warns(UserWarning) as warned:
+        other = keras.models.load_model(tmp_path / "m.keras")
+    assert any("matches no variable" in str(w.message) for w in warned)
+    np.testing.assert_array_equal(
+        other.predict(X, verbose=0), model.predict(X, verbose=0)
+    )
+    if frozen == "a":
+        other.fit(X, Y, verbose=0)
+        before, after = model.get_layer("c"), other.get_layer("c")
+        assert np.abs(to_numpy(after.kernel) - to_numpy(before.kernel)).max() > 1e-4
+
+
+def test_an_older_file_format_is_loaded(tmp_path):
+    model = small_model()
+    optimizer = LayerwiseOptimizer(keras.optimizers.Adam(0.1), ABC)
+    model.compile(optimizer, keras.losses.MeanSquaredError())
+    model.fit(X, Y, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / "m.h5")
+        other = keras.models.load_model(tmp_path / "m.h5")
+    np.testing.assert_allclose(
+        other.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-6
+    )
 
 
 def to_numpy(variable):
