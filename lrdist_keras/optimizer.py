@@ -29,6 +29,8 @@ Schedule = Callable[[Any], Any]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _NAMES = "group_names"
+# An array, because TensorFlow takes the number for the 0.0 that it has cached.
+_NEGATIVE_ZERO = np.array(-0.0, "float32")
 
 
 def _delegated(name: str) -> property:
@@ -156,7 +158,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             multiplier = self._multipliers[group]
             rate = ops.multiply(learning_rate, multiplier)
             # Decay at -0.0 leaves every weight as it is, -0.0 too; at 0.0 it would not.
-            return ops.where(ops.greater(multiplier, 0), rate, -0.0)
+            return ops.where(ops.greater(multiplier, 0), rate, _NEGATIVE_ZERO)
 
         @contextmanager
         def at(rate: Any) -> Iterator[None]:
