@@ -282,7 +282,7 @@ class SequentialTrainer:
         rng: np.random.Generator,
         sample: Callable[[int, list], None] | None,
         on_steps: Callable[[int], None],
-        budget: float,
+        budget: float = 1.0,
     ) -> tuple[list, list]:
         """Trains one task; returns the new weights (head last) and state."""
         settings = self.settings

@@ -120,4 +120,5 @@ def test_the_configurations_of_the_project_are_valid(pytestconfig):
     files = sorted((pytestconfig.rootpath / "configs").rglob("*.toml"))
     assert {"quickstart.toml", "sst2_mrpc.toml"} <= {file.name for file in files}
     for file in files:
-        assert config.load(file).arms
+        configuration = config.load(file)
+        assert configuration.arms or file.name.startswith("search")
