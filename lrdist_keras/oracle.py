@@ -133,11 +133,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
             self._check_space()
 
     def _check_arguments(self) -> None:
-        if isinstance(self.objective, list) or not hasattr(self.objective, "name"):
-            raise ValueError(
-                "`objective` must be one metric, for example "
-                f"`keras_tuner.Objective('reward', 'max')`. Received: {self.objective}"
-            )
         smallest = self._get_epochs(self._get_num_brackets() - 1, 0) / self.max_epochs
         if self.max_budget is not None and self.max_budget < smallest + self.repeats:
             raise ValueError(
@@ -276,6 +271,11 @@ class BayesianHyperbandOracle(HyperbandOracle):
             SEED: min(runs),
         }
         return {"status": "RUNNING", "values": {**values, **own}}
+
+    def _compute_values_hash(self, values: Mapping[str, Any]) -> str:
+        # Values are the same whatever the rung and the seed.
+        own = {k: v for k, v in values.items() if not k.startswith("tuner/")}
+        return super()._compute_values_hash(own)
 
     # What has been seen.
 
