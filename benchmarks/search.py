@@ -7,7 +7,7 @@
 Needs `pip install keras-tuner scikit-learn optuna`, and for BOHB `pip install
 statsmodels dill sortedcontainers` and `pip install --no-deps syne-tune` (its remaining
 dependency, xgboost, is of another searcher). Runs already in FILE.json are not
-repeated; `--again` names the samplers whose runs are.
+repeated; `--again` names the samplers whose runs are dropped first.
 
 The unit of the budget is a full run. Hyperband, Optuna and BOHB pay a continued trial
 only for what it adds, as if it went on from its weights; ours pays it from the start.
@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import scipy.stats
@@ -431,38 +430,32 @@ def load(path: Path, budget: float, again: list[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds with its 95 % interval of Student's t; NaN for one seed."""
+    """A mean over seeds with its 95 % interval of Student's t, None for one seed."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: int
 
 
 def mean_of(values: list[float]) -> Mean:
-    array = np.array(values)
-    half = float("nan")
-    if len(array) > 1:
-        quantile = scipy.stats.t.ppf(0.975, len(array) - 1)
-        half = float(quantile * scipy.stats.sem(array))
-    mean = float(array.mean())
-    return Mean(mean, mean - half, mean + half, len(array))
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Mean(mean, None, None, len(values))
+    quantile = scipy.stats.t.ppf(0.975, len(values) - 1)
+    half = float(quantile * scipy.stats.sem(values))
+    return Mean(mean, mean - half, mean + half, len(values))
 
 
 def regrets(
-    runs: list[dict[str, Any]], shape: str | None, sampler: str
+    runs: list[dict[str, Any]], shapes: list[str], sampler: str
 ) -> dict[int, float]:
-    """Returns regret per seed; `None` averages over the objectives that all have."""
-    chosen = [
-        run
-        for run in runs
-        if run["sampler"] == sampler and shape in (None, run["objective"])
-    ]
+    """Returns the mean regret per seed, of the seeds that have run on all shapes."""
     found: dict[int, list[float]] = {}
-    for run in chosen:
-        found.setdefault(run["seed"], []).append(run["regret"])
-    count = max(map(len, found.values()), default=0)
-    return {k: float(np.mean(v)) for k, v in found.items() if len(v) == count}
+    for run in runs:
+        if run["sampler"] == sampler and run["objective"] in shapes:
+            found.setdefault(run["seed"], []).append(run["regret"])
+    return {k: float(np.mean(v)) for k, v in found.items() if len(v) == len(shapes)}
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -478,9 +471,9 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "regret": {},
             "regret_minus_ours": {},
         }
-        for shape in [*shapes, None]:
-            name = shape or "all"
-            mine, base = regrets(runs, shape, sampler), regrets(runs, shape, "ours")
+        for name in [*shapes, "all"]:
+            chosen = shapes if name == "all" else [name]
+            mine, base = regrets(runs, chosen, sampler), regrets(runs, chosen, "ours")
             if mine:
                 entry["regret"][name] = asdict(mean_of(list(mine.values())))
             pairs = [mine[seed] - base[seed] for seed in sorted(mine) if seed in base]
@@ -503,9 +496,7 @@ def save(path: Path, runs: list[dict[str, Any]], budget: float) -> None:
         "summary": summarize(runs),
         "runs": runs,
     }
-    # NaN, the interval of a single seed, is no JSON.
-    text = json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None))
-    write_text(path, json.dumps(json.loads(text), indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def show(runs: list[dict[str, Any]]) -> None:
@@ -532,6 +523,8 @@ def show(runs: list[dict[str, Any]]) -> None:
 def cell_text(cell: dict[str, Any] | None) -> str:
     if not cell:
         return ""
+    if cell["low"] is None:
+        return f"{cell['mean']:.3f}"
     return f"{cell['mean']:.3f}\n\\[{cell['low']:.3f}, {cell['high']:.3f}]"
 
 
