@@ -322,7 +322,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
                 distinct.setdefault(point.tobytes(), (point, self._values(trial)))
         points = np.array([point for point, _ in distinct.values()])
         rng = np.random.default_rng([self.seed, len(done)])
-        expected, _ = Surrogate(observations, rng).predict(points)
+        expected, _ = Surrogate(observations.aligned(), rng).predict(points)
         values = [values for _, values in distinct.values()]
         return [values[i] for i in np.argsort(-expected, kind="stable")]
 

