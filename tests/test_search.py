@@ -1,0 +1,233 @@
+"""Trials on the trainer, their files, and what stops a search."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_oracle import make, score
+
+from lrdist_keras import config, search
+from lrdist_keras.distribution import Distribution, kenneweg2022, read_trials
+from lrdist_keras.groups import Scheme
+from lrdist_keras.tasks import Split, search_slice
+
+LRDIST = [sys.executable, "-c", "from lrdist_keras.cli import main; main()"]
+SMALL = [
+    "search.budget=5", "search.repeats=1", "search.slice_examples=20",
+    "search.units=3", "training.epochs=1",
+]  # fmt: skip
+
+
+def command(path, out):
+    overrides = [word for setting in SMALL for word in ("--set", setting)]
+    return [*LRDIST, "search", str(path), "--out", str(out), *overrides]
+
+
+def environment():
+    return os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def test_a_search_from_beginning_to_end(tmp_path, toml):
+    """Killed once in the middle; the programs are compiled once."""
+    path, out = tmp_path / "c.toml", tmp_path / "out"
+    path.write_text(toml)
+    with subprocess.Popen(
+        command(path, out), stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("trial 0002"):
+                break
+        process.send_signal(signal.SIGKILL)
+    result = subprocess.run(
+        command(path, out), capture_output=True, text=True, env=environment(),
+        timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    compiled = [
+        int(line.split(" compilations")[0].split()[-1])
+        for line in result.stdout.splitlines()
+        if line.startswith("trial ")
+    ]
+    assert compiled[0] > 0 and len(compiled) >= 3
+    assert sum(compiled[1:]) == 0
+    names = {p.name for p in out.iterdir()}
+    assert names == {
+        ".lock", "configuration.json", "distribution.json", "scheme.json",
+        "search", "search.json", "search.png", "trials.csv",
+    }  # fmt: skip
+    with (out / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    state = json.loads((out / "search" / "oracle.json").read_text())
+    ids = [trial["trial_id"] for trial in state["trials"]]
+    assert len(ids) == len(set(ids)) == len(rows)
+    spent = sum(float(row["budget"]) for row in rows)
+    assert spent == pytest.approx(5.0)
+    assert [row["budget"] for row in rows].count("1.0") == 4
+    trials = read_trials(out)
+    found = Distribution.load(out / "distribution.json")
+    assert found.scheme == trials.scheme
+    assert all(1e-7 <= rate <= 1e-3 for rate in found.rates.values())
+    results = json.loads((out / "search.json").read_text())
+    assert results["trials"] == len(rows)
+    assert set(results["best"]) == set(found.rates)
+
+    again = subprocess.run(
+        [*command(path, out), "--set", "search.factor=2"],
+        capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert "What differs: search.factor" in again.stderr
+
+
+def test_a_programming_error_ends_the_search(tmp_path):
+    def evaluate(values, budget, seed):
+        return values["rate_7"]
+
+    with pytest.raises(KeyError, match="rate_7"):
+        search.Tuner(make(tmp_path), evaluate, tmp_path).search()
+
+
+def test_a_failed_trial_is_shown_and_tried_again(tmp_path, capsys):
+    calls = []
+
+    def evaluate(values, budget, seed):
+        calls.append(values)
+        if len(calls) == 1:
+            raise FloatingPointError("the loss is not finite")
+        return {"score": score(values, budget)}
+
+    oracle = make(tmp_path, max_retries_per_trial=1)
+    search.Tuner(oracle, evaluate, tmp_path).search()
+    assert calls[0] == calls[1]
+    assert len(calls) == 24
+    assert "FloatingPointError: the loss is not finite" in capsys.readouterr().out
+
+
+def test_a_second_process_is_kept_out(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    prepared = search.prepare(config.load(path, SMALL), tmp_path / "out")
+    from lrdist_keras.files import locked
+
+    with locked(tmp_path / "out"):
+        for call in (prepared.run, lambda: prepared.serve("127.0.0.1:1")):
+            with pytest.raises(OSError, match="Another process is working"):
+                call()
+
+
+def settings(**values):
+    return config.SearchSettings(**values)
+
+
+def test_start_points_and_range():
+    oracle = search.make_oracle(
+        settings(start_points=[1e-5, {"rate": 1e-4, "decay": 0.5}, "kenneweg2022"]),
+        Scheme(3),
+    )
+    flat, decayed, published = oracle.start_points
+    assert set(flat.values()) == {1e-5}
+    assert decayed["head"] == 1e-4 and decayed["encoder_3"] == pytest.approx(5e-5)
+    resampled = kenneweg2022().resample(Scheme(3))
+    assert published == pytest.approx(resampled.rates)
+    narrow = search.make_oracle(settings(low=2e-5, high=3e-5), Scheme(3))
+    assert all(
+        2e-5 <= rate <= 3e-5 for point in narrow.start_points for rate in point.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "model", "units"),
+    [
+        ("bayesian_hyperband", "joint", 9),
+        ("hyperband", "random", 9),
+        ("gaussian_process", "joint", 1),
+        ("random", "random", 1),
+        ("cmaes", "cmaes", 1),
+        ("tpe", "tpe", 1),
+    ],
+)
+def test_samplers_by_one_word(sampler, model, units):
+    oracle = search.make_oracle(settings(sampler=sampler), Scheme(3))
+    assert (oracle.model, oracle.max_epochs) == (model, units)
+
+
+def test_the_sequence_must_be_named_where_there_are_several(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    loaded = config.load(path)
+    first = loaded.sequences[0]
+    turned = first.model_copy(update={"tasks": first.tasks[::-1]})
+    several = loaded.model_copy(update={"sequences": [first, turned]})
+    with pytest.raises(ValueError, match="name it with search.sequence"):
+        search.search_sequence(several)
+    with pytest.raises(ValueError, match="search.sequence is 'a -> z', which is none"):
+        config.load(path, ["search.sequence=a -> z"])
+
+
+def test_correlations_between_rungs_and_with_forgetting():
+    def row(rate, budget, reward, forgetting):
+        return {
+            "a1": reward / 2 + forgetting, "p_s": reward / 2, "p_o": reward / 2,
+            "head": rate, "budget": budget, "seed": 0, "seconds": 1.0, "sampler": "x",
+        }  # fmt: skip
+
+    rows = [row(r, 1 / 3, r, 0.0) for r in (0.1, 0.2, 0.3, 0.4)]
+    rows += [row(r, 1.0, y, 1 - y) for r, y in ((0.1, 0.2), (0.2, 0.1), (0.3, 0.5))]
+    found = search.correlations(rows)
+    assert found["between_rungs"] == [
+        {"budgets": [1 / 3, 1.0], "settings": 3, "spearman": pytest.approx(0.5)}
+    ]
+    assert found["reward_and_forgetting"] == pytest.approx(-1.0)
+    assert search.correlations(rows[:2]) == {
+        "between_rungs": [],
+        "reward_and_forgetting": None,
+    }
+
+
+def test_slices_are_cut_by_sentence():
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(300)]
+    sentences = [" ".join(rng.choice(words, 8)) for _ in range(100)]
+    texts = sentences + [" ".join(s.split()[2:6]) for s in sentences]
+    labels = rng.integers(0, 2, len(texts)).astype("int32")
+    rest, chosen = search_slice(Split((texts,), labels), 30, np.random.default_rng(1))
+    assert len(chosen) == 30 and len(rest) > 100
+    trained = [texts[i] for i in rest]
+    for i in chosen:
+        assert not any(texts[i] in t or t in texts[i] for t in trained)
+
+
+def test_pairs_that_share_a_text_are_kept_together():
+    first = [f"a{i // 2}" for i in range(100)]
+    second = [f"b{i}" for i in range(100)]
+    split = Split((first, second), np.tile([0, 1], 50).astype("int32"))
+    rest, chosen = search_slice(split, 1000, np.random.default_rng(0))
+    assert len(chosen) == 20  # a fifth at most
+    assert not {first[i] for i in rest} & {first[i] for i in chosen}
+
+
+def test_sst2_phrases_do_not_leak(shared):
+    from lrdist_keras.config import DataSettings, TaskSettings
+    from lrdist_keras.tasks import load_task
+
+    task = load_task(
+        TaskSettings(name="sst2", source="glue/sst2"),
+        DataSettings(dir=str(shared / "tfds")),
+    )
+    train = task.splits["train"]
+    start = time.monotonic()
+    rest, chosen = search_slice(train, 2000, np.random.default_rng(0))
+    assert time.monotonic() - start < 60
+    assert len(chosen) == 2000 and len(rest) > 60_000
+    texts = [" ".join(text.split()) for text in train.texts[0]]
+    trained = {texts[i] for i in rest}
+    long = [f" {texts[i]} " for i in rest if len(texts[i].split()) > 12]
+    for i in chosen[:100]:
+        assert texts[i] not in trained
+        assert not any(f" {texts[i]} " in other for other in long)
