@@ -91,7 +91,7 @@ class Tuner(BaseTuner):
     ) -> None:
         self.evaluate = evaluate
         self._budget = oracle.budget
-        self._beat = oracle.lease / 6
+        self._beat = oracle.lease / 6  # seconds between two signs of life
         self._started, self._ended = on_start, on_end
         oracle.verbose = 0
         super().__init__(oracle, directory=str(folder), project_name=_PROJECT)
@@ -115,7 +115,7 @@ class Tuner(BaseTuner):
                 return
             if trial.status == trial_module.TrialStatus.IDLE:
                 time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                wait = min(2 * wait, self._beat, _LONGEST_WAIT)
                 continue
             wait = 0.05
             self._started(trial)

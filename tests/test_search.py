@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -221,9 +220,7 @@ def test_sst2_phrases_do_not_leak(shared):
         DataSettings(dir=str(shared / "tfds")),
     )
     train = task.splits["train"]
-    start = time.monotonic()
     rest, chosen = search_slice(train, 2000, np.random.default_rng(0))
-    assert time.monotonic() - start < 60
     assert len(chosen) == 2000 and len(rest) > 60_000
     texts = [" ".join(text.split()) for text in train.texts[0]]
     trained = {texts[i] for i in rest}
