@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -82,7 +81,8 @@ def become_worker(address: str) -> None:
                 f"No chief answers at {address} within {_CONNECT:.0f} s; start one "
                 f"there with --chief {address}, or check the address."
             ) from None
-    own = f"worker-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    # Not the host's name: Keras Tuner takes who has "chief" in it for one.
+    own = f"worker-{uuid.uuid4().hex[:12]}"
     os.environ["KERASTUNER_ORACLE_IP"] = host
     os.environ["KERASTUNER_ORACLE_PORT"] = str(port)
     os.environ.setdefault("KERASTUNER_TUNER_ID", own)
