@@ -243,7 +243,7 @@ def _search(prepared: Any) -> None:
     oracle, best, spent = prepared.oracle, float("-inf"), 0.0
     budget = prepared.configuration.search.budget
     full = prepared.steps(1.0)
-    with _progress("steps,") as progress:
+    with _progress() as progress:
         bar = progress.add_task("", total=round(budget * full))
 
         def started(trial: Any) -> None:
@@ -281,7 +281,7 @@ def _search(prepared: Any) -> None:
         prepared.run(started, lambda n: progress.advance(bar, n), ended)
 
 
-def _progress(unit: str) -> Any:
+def _progress() -> Any:
     """A progress bar with an estimate of what is left; none where no one looks."""
     from rich.console import Console
     from rich.progress import (
@@ -298,7 +298,7 @@ def _progress(unit: str) -> Any:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn("steps,"),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),
@@ -311,7 +311,7 @@ def _progress(unit: str) -> Any:
 
 def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
     """Does the runs under a progress bar, with a line for each that is finished."""
-    progress = _progress("steps,")
+    progress = _progress()
     total = sum(prepared.steps(sequence) for sequence, _, _ in pending)
     skipped = (
         len(prepared.configuration.seeds)

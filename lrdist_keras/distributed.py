@@ -100,7 +100,7 @@ def is_open(address: str) -> bool:
 def serve(
     oracle: BayesianHyperbandOracle,
     address: str,
-    on_poll: Callable[[], Any] = lambda: None,
+    on_end: Callable[[], Any] = lambda: None,
 ) -> None:
     """Answers the workers of a search until it is done.
 
@@ -111,7 +111,7 @@ def serve(
     Args:
         oracle: The search.
         address: Where to listen, `HOST:PORT`.
-        on_poll: Called twice a second.
+        on_end: Called when trials have ended.
 
     Raises:
         ValueError: If the address is malformed.
@@ -138,10 +138,13 @@ def serve(
     server.start()
     try:
         quiet: float | None = None
+        ended = 0
         while servicer.failure is None:
             time.sleep(_POLL)
             oracle.expire()
-            on_poll()
+            if len(oracle.end_order) > ended:
+                ended = len(oracle.end_order)
+                on_end()
             if not oracle.is_done:
                 quiet = None
                 continue

@@ -22,7 +22,7 @@ PAPER_SCHEME = Scheme(12, 8, "ceil")
 PAPER_BASE = 1.8
 _PAPER = "arXiv 2404.01317, the authors' train.py"
 _FEWEST_RANKED = 5
-_OF_TRIALS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
+OF_TRIALS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         columns = list(reader.fieldnames or [])
     wanted = ["p_s", "p_o", *found.names]
     missing = [name for name in wanted if name not in columns]
-    unknown = [name for name in columns if name not in (*_OF_TRIALS, *found.names)]
+    unknown = [name for name in columns if name not in (*OF_TRIALS, *found.names)]
     if missing or unknown:
         raise ValueError(
             f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "

@@ -368,11 +368,11 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         A subclassed model that is loaded has other paths, and a model whose layers were
         frozen before it was saved fewer variables.
         """
-        if self._saved_indices is None:
-            return partition(paths, self.groups)
         try:
             return partition(paths, self.groups)
         except ValueError as error:
+            if self._saved_indices is None:
+                raise
             if len(paths) == len(self._saved_indices):
                 return self._saved_indices
             indices = partition(paths, self.groups, allow_empty=True)

@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -120,7 +120,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
         self.random_share = random_share
         self.repeats = repeats
         self.lease = lease
-        self.on_end: Callable[[], None] = lambda: None
         self._proposed = 0
         self._repeating = False
         self._repeated: list[str] = []
@@ -281,7 +280,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
 
     def observations(self) -> Observations:
         """Returns the finished trials as points, scores (higher is better), budgets."""
-        done = [t for t in self.trials.values() if t.status == "COMPLETED"]
+        done = self._done()
         sign = 1.0 if self.objective.direction == "max" else -1.0
         return Observations(
             np.reshape([self._point(t) for t in done], (-1, len(self._searched()))),
@@ -313,7 +312,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         if not len(observations.scores):
             return []
         highest = observations.budgets == observations.budgets.max()
-        done = [t for t in self.trials.values() if t.status == "COMPLETED"]
+        done = self._done()
         distinct: dict[bytes, tuple[np.ndarray, dict[str, Any]]] = {}
         for trial, point, chosen in zip(
             done, observations.points, highest, strict=True
@@ -335,6 +334,9 @@ class BayesianHyperbandOracle(HyperbandOracle):
             and trial.status in ("COMPLETED", "RUNNING")
             and budget in (None, self.budget(trial))
         ]
+
+    def _done(self) -> list[Any]:
+        return [t for t in self.trials.values() if t.status == "COMPLETED"]
 
     def _space(self) -> list[Any]:
         return self.hyperparameters.space
@@ -394,7 +396,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
                 super().end_trial(trial)
             except RuntimeError as error:
                 raise SearchFailed(str(error)) from None
-        self.on_end()
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from lrdist_keras.distribution import Distribution
+from lrdist_keras.distribution import OF_TRIALS, Distribution
 from lrdist_keras.files import replacing
 from lrdist_keras.statistics import Summary
 
@@ -20,7 +20,6 @@ _MARKERS = "osD^vP*X"
 _ARMS_PER_TABLE = 4
 SPREAD_LIMIT = 3.0
 _BEST_DRAWN = 5
-_NOT_GROUPS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
 
 
 def group_tables(
@@ -238,7 +237,7 @@ def save_search_picture(
 
 
 def _groups_of(row: Mapping[str, Any]) -> list[str]:
-    return [name for name in row if name not in _NOT_GROUPS]
+    return [name for name in row if name not in OF_TRIALS]
 
 
 def _table(title: str) -> Table:

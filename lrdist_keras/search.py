@@ -29,6 +29,7 @@ from lrdist_keras.config import (
     SequenceSettings,
 )
 from lrdist_keras.distribution import (
+    OF_TRIALS,
     Distribution,
     flat,
     get,
@@ -59,7 +60,6 @@ _PROGRAMMING = (
     TypeError,
 )
 _COLUMNS = ("a1", "p_s", "p_o")
-_OF_A_ROW = ("budget", "seed", "seconds", "sampler")
 _FEWEST = 3  # settings to correlate
 _LONGEST_WAIT = 2.0  # seconds between two questions for work
 
@@ -244,7 +244,7 @@ class Search:
         with locked(self.folder):
             Tuner(self.oracle, evaluate, self.folder, on_start, on_end).search()
 
-    def serve(self, address: str, on_poll: Callable[[], Any] = lambda: None) -> None:
+    def serve(self, address: str, on_end: Callable[[], Any] = lambda: None) -> None:
         """Answers workers elsewhere until the search is done, see `distributed.serve`.
 
         Raises:
@@ -254,7 +254,7 @@ class Search:
 
         with locked(self.folder):
             Tuner(self.oracle, self.evaluate, self.folder)
-            serve(self.oracle, address, on_poll)
+            serve(self.oracle, address, on_end)
 
     def steps(self, budget: float) -> int:
         """Returns the training steps of a trial of this budget."""
@@ -317,7 +317,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         `reward_and_forgetting`: that of p_s + p_o and a1 - p_o over the trials of the
         largest budget. None where there are fewer than three or one does not vary.
     """
-    names = [k for k in rows[0] if k not in (*_COLUMNS, *_OF_A_ROW)] if rows else []
+    names = [k for k in rows[0] if k not in OF_TRIALS] if rows else []
     rewards: dict[float, dict[tuple, float]] = {}
     for row in rows:
         setting = tuple(row[name] for name in names)
