@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,6 +95,7 @@ def search(
         folder = out or Path("runs") / configuration.name
         from lrdist_keras import distributed, report
         from lrdist_keras import search as search_module
+        from lrdist_keras.distribution import read_trials
 
         if chief is None:
             chief, worker = distributed.from_environment()
@@ -122,10 +123,11 @@ def search(
         else:
             _search(prepared)
         distribution = prepared.save_results()
-        rows = search_module.trial_rows(prepared.oracle, configuration.search.sampler)
+        rows = prepared.rows()
         if distribution is None:
             raise OSError(f"No trial of the search in '{folder}' was finished.")
-        report.save_search_picture(folder / "search.png", rows, distribution)
+        trials = read_trials(folder)
+        report.save_search_picture(folder / "search.png", rows, trials, distribution)
     console = _console()
     console.print(report.trials_table(rows, "Best trials", 8))
     title = f"{configuration.name}: ranked combination"
@@ -212,8 +214,17 @@ def combine(
         str | None,
         typer.Option(help="layers/groups/rounding, if no scheme.json lies beside."),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PAIR", help="One of TRIALS that is left out; by its path or name."
+        ),
+    ] = None,
 ) -> None:
-    """Combines the trials of several task pairs into one distribution."""
+    """Combines the trials of several task pairs into one distribution.
+
+    With --leave-out a pair does not count: what the others say can then be tried on it.
+    """
     with _input_errors():
         from lrdist_keras import distribution, report
         from lrdist_keras.groups import Scheme
@@ -221,7 +232,7 @@ def combine(
         given = None if scheme is None else Scheme.parse(scheme)
         pairs = [
             distribution.ranked_combination(distribution.read_trials(path, given), base)
-            for path in trials
+            for path in _without(trials, leave_out or [])
         ]
         combined = distribution.combine_pairs(pairs)
         spread = distribution.spread(pairs)
@@ -238,25 +249,54 @@ def combine(
     print(f"Written: {out}")
 
 
+def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
+    """Returns the trials files but for those that are named by path, name or stem."""
+    kept = list(trials)
+    for wanted in leave_out:
+        found = [p for p in trials if wanted in (str(p), p.name, p.stem)]
+        if len(found) != 1:
+            raise ValueError(
+                "--leave-out must name one of the trials files by its path or name. "
+                f"Received: '{wanted}', which names {len(found)} of "
+                f"{[str(p) for p in trials]}"
+            )
+        kept.remove(found[0])
+    return kept
+
+
 def _search(prepared: Any) -> None:
-    """Runs the trials under a progress bar, with a line for each that is finished."""
-    oracle, best, spent = prepared.oracle, float("-inf"), 0.0
+    """Runs the trials under a table of the best and a progress bar.
+
+    Each that is finished gets a line too.
+    """
+    from lrdist_keras.report import trials_table
+
+    oracle, spent = prepared.oracle, 0.0
     budget = prepared.configuration.search.budget
     full = prepared.steps(1.0)
-    with _progress() as progress:
+    above: list[Any] = []
+
+    def best() -> str:
+        """The best full run so far; that of others a worker does not know."""
+        rewards = [r["p_s"] + r["p_o"] for r in prepared.rows() if r["budget"] == 1]
+        return f", best {max(rewards):.3f}" if rewards else ""
+
+    with _progress(above) as progress:
         bar = progress.add_task("", total=round(budget * full))
 
         def started(trial: Any) -> None:
             values = trial.hyperparameters.values
-            text = (
+            rows = prepared.rows()
+            above[:] = [trials_table(rows, "Best trials so far", 5)] if rows else []
+            above.append(
                 f"trial {trial.trial_id}, bracket {values['tuner/bracket']}, rung "
-                f"{values['tuner/round']}, budget {oracle.budget(trial):.2f}"
+                f"{values['tuner/round']}, budget {oracle.budget(trial):.2f}{best()}"
             )
             done = round((max(oracle.spent, spent) - oracle.budget(trial)) * full)
-            progress.update(bar, description=text, completed=max(done, 0))
+            progress.update(bar, completed=max(done, 0))
 
         def ended(trial: Any) -> None:
-            nonlocal best, spent
+            nonlocal spent
             spent += oracle.budget(trial)
             known = oracle.trials.get(trial.trial_id, trial)
             if known.score is None:
@@ -265,15 +305,12 @@ def _search(prepared: Any) -> None:
             names = ("a1", "p_s", "p_o", "seconds", "compilations")
             found = {name: known.metrics.get_best_value(name) for name in names}
             accuracies = ", ".join(f"{name} {found[name]:.3f}" for name in names[:3])
-            if oracle.budget(trial) == 1:
-                best = max(best, known.score)
             print(
                 f"trial {trial.trial_id}, budget {oracle.budget(trial):.2f}, seed "
                 f"{known.hyperparameters.values['tuner/seed']}: "
-                f"{accuracies}, reward {known.score:.3f}"
-                + (f" (best of full runs {best:.3f})" if best > 0 else "")
-                + f"; {found['seconds']:.0f} s, {found['compilations']:.0f} "
-                f"compilations; {oracle.spent:.1f} of {budget:g} full runs",
+                f"{accuracies}, reward {known.score:.3f}{best()}; "
+                f"{found['seconds']:.0f} s, {found['compilations']:.0f} compilations; "
+                f"{oracle.spent:.1f} of {budget:g} runs",
                 flush=True,
             )
             prepared.save_results()
@@ -281,8 +318,12 @@ def _search(prepared: Any) -> None:
         prepared.run(started, lambda n: progress.advance(bar, n), ended)
 
 
-def _progress() -> Any:
-    """A progress bar with an estimate of what is left; none where no one looks."""
+def _progress(above: Sequence[Any] = ()) -> Any:
+    """A progress bar with an estimate of what is left; none where no one looks.
+
+    Args:
+        above: What is shown above the bar, at any moment.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -293,8 +334,13 @@ def _progress() -> Any:
         TimeRemainingColumn,
     )
 
+    class Bar(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            yield from above
+            yield from super().get_renderables()
+
     console = Console(stderr=True)
-    return Progress(
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -305,6 +351,7 @@ def _progress() -> Any:
         TextColumn("left"),
         console=console,
         transient=True,
+        speed_estimate_period=600,  # seconds: between steps there are evaluations
         disable=not console.is_terminal,
     )
 

@@ -226,6 +226,8 @@ class SearchSettings(_Section):
             `gaussian_process`, `random`, `cmaes` or `tpe` (all runs of full length).
         model: What a proposal is made of, see
             `lrdist_keras.search.BayesianHyperbandOracle`.
+        space: `groups`, a rate for each; or `flat`, one rate for all, which gives the
+            baseline that was searched with the same budget on the same slice.
         budget: What the whole search may cost, in runs of full length.
         units: A full run is this many of the smallest rung's.
         factor: Reduction factor from one rung to the next.
@@ -233,7 +235,7 @@ class SearchSettings(_Section):
         high: Largest learning rate.
         start_points: What to try first: a flat rate, `{rate, decay}`, a distribution
             file or `kenneweg2022`; of another depth it is resampled, and rates are
-            brought into the range.
+            brought into the range. A flat space takes the flat rates among them.
         random_share: Share of proposals that are random.
         repeats: Full runs at the end that repeat the best with other seeds.
         slice_examples: Training examples at most that rewards are taken on; nothing is
@@ -247,6 +249,7 @@ class SearchSettings(_Section):
         "bayesian_hyperband", "hyperband", "gaussian_process", "random", "cmaes", "tpe"
     ] = "bayesian_hyperband"
     model: Literal["joint", "highest"] = "joint"
+    space: Literal["groups", "flat"] = "groups"
     budget: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     units: int = Field(default=9, ge=1)
     factor: int = Field(default=3, ge=2)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from lrdist_keras.distribution import OF_TRIALS, Distribution
+from lrdist_keras.distribution import OF_TRIALS, Distribution, Trials
 from lrdist_keras.files import replacing
 from lrdist_keras.statistics import Summary
 
@@ -149,7 +149,7 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
     """Returns the table of the best trials, those of the largest budgets first.
 
     Args:
-        rows: Trials as `lrdist_keras.search.trial_rows` gives them.
+        rows: Trials as `lrdist_keras.search.Search.rows` gives them.
         title: Its title.
         most: How many to show.
     """
@@ -174,12 +174,19 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
 def save_search_picture(
     path: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]],
+    trials: Trials,
     distribution: Distribution,
 ) -> None:
     """Draws a search: the best rates with their spread, and reward against time.
 
     The spread is the weighted deviation of the logarithms of the rates around the
     ranked combination, with its weights.
+
+    Args:
+        path: The PNG file to write.
+        rows: Trials as `lrdist_keras.search.Search.rows` gives them, in their order.
+        trials: The same, as they are combined.
+        distribution: Their ranked combination.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -188,10 +195,7 @@ def save_search_picture(
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     names = list(distribution.rates)
-    most = max(row["budget"] for row in rows)
-    full = [row for row in rows if row["budget"] == most]
-    ranked = sorted(full, key=lambda r: -r["p_s"] - r["p_o"])
-    rates = np.array([[row[name] for name in names] for row in ranked])
+    rates, rewards = trials.ranked()
     weights = float(distribution.provenance["base"]) ** -np.arange(len(rates))
     logs = np.log(rates / distribution.values)
     factor = np.exp(np.sqrt(weights @ logs**2 / weights.sum()))
@@ -203,15 +207,14 @@ def save_search_picture(
         alpha=0.2,
         label="weighted deviation",
     )
-    for rank, row in enumerate(rates[:_BEST_DRAWN]):
-        left.plot(
-            position, row, lw=1, alpha=0.8, label=f"rank {rank}", **_style(rank + 1)
-        )
+    for rank, found in enumerate(rates[:_BEST_DRAWN]):
+        label = f"rank {rank}, reward {rewards[rank]:.3f}"
+        left.plot(position, found, lw=1, alpha=0.8, label=label, **_style(rank + 1))
     left.plot(position, distribution.values, "k-", lw=2, label="combination")
     left.set_xticks(position, names, rotation=45, ha="right")
     left.set_yscale("log")
     left.set_ylabel("learning rate")
-    left.set_title("the best trials of the largest budget")
+    left.set_title("the best settings, averaged over seeds")
     left.grid(alpha=0.3)
     left.legend(fontsize=8)
     minutes = np.cumsum([row["seconds"] for row in rows]) / 60
@@ -222,6 +225,7 @@ def save_search_picture(
         style = _style(index)
         label = f"budget {budget:.2g}"
         right.plot(minutes[chosen], reward[chosen], ls="", label=label, **style)
+    most = budgets.max()
     best = np.maximum.accumulate(np.where(budgets == most, reward, -np.inf))
     seen = np.isfinite(best)
     right.step(

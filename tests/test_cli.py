@@ -178,6 +178,24 @@ def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
     assert "encoder_8" in shown.stdout and "12/8/ceil" in shown.stdout
 
 
+def test_combine_leaves_a_pair_out(tmp_path):
+    for name, factor in (("one", 1), ("two", 2), ("three", 4)):
+        rates = {k: factor * v for k, v in kenneweg2022().rates.items()}
+        (tmp_path / f"{name}.csv").write_text(trials_text(rates))
+    files = [tmp_path / f"{name}.csv" for name in ("one", "two", "three")]
+    out = tmp_path / "d.json"
+    for pair in ("two", "two.csv", files[1]):
+        result = lrdist("combine", *files, "--out", out, "--leave-out", pair)
+        assert result.returncode == 0, result.stderr
+        found = Distribution.load(out)
+        assert found.rates["head"] == pytest.approx(2 * kenneweg2022().rates["head"])
+        assert len(found.provenance["combined"]) == 2
+    message = refused("combine", *files, "--out", out, "--leave-out", "four")
+    assert "'four', which names 0 of" in message and "one.csv" in message
+    pairs = ("--leave-out", "one", "--leave-out", "two", "--leave-out", "three")
+    assert "at least one" in refused("combine", *files, "--out", out, *pairs)
+
+
 def test_combine_agrees_with_the_published_distribution(shared, tmp_path):
     files = sorted((shared / "reference" / "authors_trials").glob("*.csv"))
     result = lrdist("combine", *files, "--out", tmp_path / "paper.json")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -47,10 +48,8 @@ NODE = """
 
 
 @pytest.fixture
-def address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def address(free_address):
+    return free_address()
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def node(tmp_path, address):
         process.wait()
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -103,6 +102,8 @@ def test_a_killed_a_late_and_a_faulty_worker(tmp_path, node):
 
 
 def test_a_chief_that_is_killed_and_started_again(tmp_path, node):
+    """At five moments, some of them while it writes."""
+    rng = random.Random(0)
     chief, worker = node("chief"), node("worker")
 
     def finished():
@@ -110,8 +111,9 @@ def test_a_chief_that_is_killed_and_started_again(tmp_path, node):
             return 0
         return len(state_of(tmp_path)["end_order"])
 
-    for kill in range(2):
-        wait_for(lambda kill=kill: finished() >= 4 * (kill + 1))
+    for kill in range(5):
+        wait_for(lambda kill=kill: finished() >= 3 * (kill + 1))
+        time.sleep(rng.uniform(0, 0.1))
         chief.send_signal(signal.SIGKILL)
         chief.wait()
         state_of(tmp_path)

@@ -120,6 +120,41 @@ def test_a_second_process_is_kept_out(tmp_path, toml):
                 call()
 
 
+def test_a_second_chief_is_kept_out(tmp_path, toml, free_address):
+    path, out = tmp_path / "c.toml", tmp_path / "out"
+    path.write_text(toml)
+    with subprocess.Popen(
+        [*command(path, out), "--chief", free_address()],
+        stdout=subprocess.PIPE, text=True, env=environment(),
+    ) as chief:  # fmt: skip
+        assert "Serving workers" in chief.stdout.readline()
+        second = subprocess.run(
+            [*command(path, out), "--chief", free_address()],
+            capture_output=True, text=True, env=environment(),
+        )  # fmt: skip
+        chief.kill()
+    assert second.returncode == 2
+    assert f"Another process is working in '{out}'" in second.stderr
+
+
+def test_a_flat_space_gives_a_flat_distribution(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    flat_space = [*SMALL, "search.space=flat", "search.budget=2"]
+    prepared = search.prepare(config.load(path, flat_space), tmp_path / "out")
+    prepared.run()
+    found = prepared.save_results().rates
+    rows = prepared.rows()
+    assert len(rows) >= 3 and len(found) == 4
+    assert len({round(rate, 15) for rate in found.values()}) == 1
+    for row in rows:
+        assert len({row[name] for name in found}) == 1
+    # The flat rates among the start points come first.
+    assert [row["head"] for row in rows[:3]] == [1e-5, 2e-5, 5e-5]
+    results = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert len(set(results["best"].values())) == 1
+
+
 def settings(**values):
     return config.SearchSettings(**values)
 
