@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,9 @@ def bayesian(objective: Objective, budget: float, seed: int) -> SearchResult:
     return result(account)
 
 
-def ours(objective: Objective, budget: float, seed: int) -> SearchResult:
+def ours(
+    objective: Objective, budget: float, seed: int, model: Any = "joint"
+) -> SearchResult:
     from lrdist_keras.search import BayesianHyperbandOracle
 
     account = open_account(objective, budget, seed)
@@ -293,6 +296,7 @@ def ours(objective: Objective, budget: float, seed: int) -> SearchResult:
         factor=3,
         hyperband_iterations=1000,
         max_budget=budget,
+        model=model,
         **tuner_arguments(seed),
     )
     drive(oracle, account, continues=False)
@@ -373,6 +377,7 @@ SAMPLERS: dict[str, Callable[[Objective, float, int], SearchResult]] = {
     "bayesian": bayesian,
     "optuna": optuna,
     "bohb": bohb,
+    "highest": partial(ours, model="highest"),
     "ours": ours,
 }
 

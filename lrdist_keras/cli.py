@@ -132,7 +132,10 @@ def search(
     console.print(report.trials_table(rows, "Best trials", 8))
     title = f"{configuration.name}: ranked combination"
     console.print(report.distribution_table(distribution, title))
-    print(f"Results: {folder}/distribution.json, trials.csv, search.json, search.png")
+    print(
+        f"Results: {folder}/distribution.json (the combination), best.json (the best "
+        "setting), trials.csv, search.json, search.png"
+    )
 
 
 @app.command()

@@ -291,10 +291,13 @@ class Search:
         return rows
 
     def save_results(self) -> Distribution | None:
-        """Writes `trials.csv`, `scheme.json` and `distribution.json`.
+        """Writes `trials.csv`, `scheme.json`, `search.json` and two distributions.
+
+        `distribution.json` is the ranked combination of the trials, `best.json` the
+        setting of the largest budget with the best expectation of the model.
 
         Returns:
-            The ranked combination of the trials, or None while none is finished.
+            The ranked combination, or None while no trial is finished.
         """
         rows = self.rows()
         if not rows:
@@ -317,6 +320,12 @@ class Search:
         }
         distribution = replace(distribution, provenance=provenance)
         distribution.save(self.folder / "distribution.json")
+        best = Distribution(
+            self.trainer.scheme,
+            self.rates(self.oracle.best_values()),
+            {k: provenance[k] for k in ("search", "sequence", "trials")},
+        )
+        best.save(self.folder / "best.json")
         results = {
             "name": self.configuration.name,
             "sequence": sequence,
@@ -326,7 +335,7 @@ class Search:
             "trials": len(rows),
             "spent": self.oracle.spent,
             "seconds": sum(row["seconds"] for row in rows),
-            "best": self.rates(self.oracle.best_values()),
+            "best": best.to_json(),
             "distribution": distribution.to_json(),
             **correlations(rows),
         }

@@ -1,0 +1,128 @@
+"""Promotion in a search: schedules fitted to each budget, or one that goes on.
+
+    python benchmarks/promotion.py --data FOLDER [--settings 10] [--out FILE.json]
+
+A promoted trial can train again from its start, with a schedule that ends at its own
+budget, or go on with one that ends at the full budget. In a sequence only the first
+task can go on: the second starts from other weights. SST-2, then MRPC, 500 examples
+each, one epoch, MiniLM; rewards on the slice of a search. For each way the rank
+correlation of the rewards at 1/9 and 1/3 with those of full runs says how well the
+better ones are told early. Needs prepared TFDS data in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from lrdist_keras import config, preparation, search
+from lrdist_keras.files import write_text
+from lrdist_keras.training import SequentialTrainer
+
+CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
+RESULT = Path(__file__).parent / "results" / "promotion.json"
+BUDGETS = (1 / 9, 1 / 3, 1.0)
+WAYS = ("from the start", "going on")
+TOTAL = 6  # position of the schedule's length among a training program's arguments
+
+
+class GoingOn(SequentialTrainer):
+    """Ends the schedule at the full budget, wherever the training stops."""
+
+    share = 1.0
+
+    def _program(self, kind: str, *rest: Any) -> Any:
+        program = super()._program(kind, *rest)
+        if kind != "plain":
+            return program
+
+        def longer(*arguments: Any) -> Any:
+            total = np.float32(round(arguments[TOTAL] / self.share))
+            return program(*arguments[:TOTAL], total, *arguments[TOTAL + 1 :])
+
+        return longer
+
+
+def settings(prepared: search.Search, count: int) -> list[dict[str, float]]:
+    """Start points of a search, and rates drawn near the good ones."""
+    rng = np.random.default_rng(0)
+    points = list(prepared.oracle.start_points)
+    while len(points) < count:
+        rates = 10 ** rng.uniform(-5.5, -3.3, len(prepared.trainer.scheme.names))
+        points.append(dict(zip(prepared.trainer.scheme.names, rates, strict=True)))
+    return points[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="prepared TFDS data")
+    parser.add_argument("--settings", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    overrides = [
+        f"data.dir={arguments.data}",
+        "training.epochs=1",
+        "tasks.sst2.train_examples=500",
+        "tasks.mrpc.train_examples=500",
+    ]
+    configuration = config.load(CONFIGURATION, overrides)
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = search.prepare(configuration, folder)
+    trainer = prepared.trainer
+    trainer.__class__ = GoingOn
+    jobs = [
+        (number, point, way, budget)
+        for number, point in enumerate(settings(prepared, arguments.settings))
+        for way in WAYS
+        for budget in BUDGETS
+        if way == WAYS[0] or budget < 1  # a full run is the same either way
+    ]
+    for number, point, way, budget in track(jobs, "Training"):
+        trainer.share = budget if way == WAYS[1] else 1.0
+        found = prepared.evaluate(point, budget, 0)
+        runs.append({"setting": number, "way": way, "budget": budget, **found})
+    rewards = {(r["setting"], r["way"], r["budget"]): r["reward"] for r in runs}
+    numbers = range(arguments.settings)
+    full = [rewards[n, WAYS[0], 1.0] for n in numbers]
+    table = Table("way", "budget", "rank correlation with full runs", "mean reward")
+    summary = []
+    for way in WAYS:
+        for budget in BUDGETS[:-1]:
+            early = [rewards[n, way, budget] for n in numbers]
+            entry = {
+                "way": way,
+                "budget": budget,
+                "spearman": float(spearmanr(early, full).statistic),
+                "mean_reward": float(np.mean(early)),
+            }
+            summary.append(entry)
+            values = (f"{entry[k]:.3f}" for k in ("budget", "spearman", "mean_reward"))
+            table.add_row(way, *values)
+    Console().print(table)
+    result = {
+        "what": __doc__.strip().splitlines()[0],
+        "configuration": configuration.model_dump(exclude={"arms", "seeds"}),
+        "versions": preparation.versions(),
+        "machine": preparation.machine(),
+        "mean_reward_of_full_runs": float(np.mean(full)),
+        "summary": summary,
+        "runs": runs,
+    }
+    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

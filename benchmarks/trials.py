@@ -1,0 +1,217 @@
+"""Trials per hour: `lrdist search` against a stock `keras_tuner.Hyperband`.
+
+    python benchmarks/trials.py --data FOLDER [--examples 200] [--out FILE.json]
+
+Twelve trials each (two Hyperband iterations of 1 and 3 epochs per task) on SST-2, then
+MRPC, MiniLM. The stock tuner has a hypermodel as its users write it: `build` loads the
+backbone, `fit` compiles and fits one task after the other, texts padded to 128 tokens
+as KerasHub's preprocessing does. It goes on from the weights of a promoted trial, ours
+trains it again. Compilations are counted by JAX's own events. Each side is a process of
+its own, the other waits. Needs prepared TFDS data in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
+RESULT = Path(__file__).parent / "results" / "trials.json"
+SIDES = ("stock", "ours")
+EPOCHS, FACTOR, ITERATIONS = 3, 3, 2
+BUDGET = 8  # full runs that the twelve trials of two iterations are
+
+
+def count_compilations() -> list[str]:
+    """Returns a list that JAX's compilations are written to as they happen."""
+    import jax
+
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seen
+
+
+def load(data: str, examples: int, folder: str) -> Any:
+    from lrdist_keras import config, search
+
+    overrides = [
+        f"data.dir={data}",
+        f"training.epochs={EPOCHS}",
+        f"tasks.sst2.train_examples={examples}",
+        f"tasks.mrpc.train_examples={examples}",
+        f"search.budget={BUDGET}",
+        f"search.units={EPOCHS}",
+        f"search.factor={FACTOR}",
+        f"search.slice_examples={examples}",
+        "search.repeats=0",
+    ]
+    return search.prepare(config.load(CONFIGURATION, overrides), folder)
+
+
+def ours(prepared: Any, folder: str) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = []
+    seen = count_compilations()
+    start = time.perf_counter()
+
+    def ended(trial: Any) -> None:
+        found.append({"end": time.perf_counter() - start, "compilations": len(seen)})
+
+    prepared.run(on_end=ended)
+    return found
+
+
+def stock(prepared: Any, folder: str) -> list[dict[str, float]]:
+    import keras
+    import keras_hub
+    import keras_tuner
+    import numpy as np
+
+    from lrdist_keras import LayerwiseOptimizer
+    from lrdist_keras.models import find_preset
+    from lrdist_keras.tasks import stratified
+
+    configuration = prepared.configuration
+    preset = find_preset(configuration.model)
+    length = configuration.training.max_length
+    names = prepared.trainer.scheme.names
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def arrays(data: Any, count: int) -> tuple[dict[str, Any], Any]:
+        chosen = stratified(data.labels, count, np.random.default_rng(0))
+        inputs = data.arrays(chosen, length)
+        labels = inputs.pop("labels")
+        del inputs["weights"]
+        return inputs, labels
+
+    tasks = [
+        (arrays(t.train, t.train_examples), arrays(t.validation, len(t.validation)))
+        for t in prepared.tasks
+    ]
+    heads = ("first", "second")
+    found: list[dict[str, float]] = []
+
+    class Sequence(keras_tuner.HyperModel):
+        def build(self, hp: Any) -> Any:
+            backbone = keras_hub.models.Backbone.from_preset(preset, dropout=0.0)
+            text = backbone.output["sequence_output"][:, 0]
+            outputs = {n: keras.layers.Dense(2, name=n)(text) for n in heads}
+            self.rates = [hp.Float(n, 1e-7, 1e-3, sampling="log") for n in names]
+            return keras.Model(backbone.input, outputs)
+
+        def fit(self, hp: Any, model: Any, **options: Any) -> Any:
+            callbacks = options.pop("callbacks")
+            for head, ((inputs, labels), validation) in zip(heads, tasks, strict=True):
+                largest = max(self.rates)
+                optimizer = LayerwiseOptimizer(
+                    keras.optimizers.Adam(largest),
+                    prepared.trainer.groups | {"head": ["first", "second", "pooled_*"]},
+                    [rate / largest for rate in self.rates],
+                )
+                model.compile(
+                    optimizer, loss={head: loss}, metrics={head: ["accuracy"]}
+                )
+                history = model.fit(
+                    inputs,
+                    {head: labels},
+                    batch_size=configuration.training.batch_size,
+                    validation_data=(validation[0], {head: validation[1]}),
+                    callbacks=callbacks if head == heads[-1] else [],
+                    verbose=0,
+                    **options,
+                )
+            model.compile(loss={heads[0]: loss}, metrics={heads[0]: ["accuracy"]})
+            (_, (inputs, labels)), _ = tasks
+            model.evaluate(inputs, {heads[0]: labels}, verbose=0)
+            elapsed = time.perf_counter() - start
+            found.append({"end": elapsed, "compilations": len(seen)})
+            return history
+
+    tuner = keras_tuner.Hyperband(
+        Sequence(),
+        keras_tuner.Objective("val_accuracy", "max"),
+        max_epochs=EPOCHS,
+        factor=FACTOR,
+        hyperband_iterations=ITERATIONS,
+        seed=1,
+        directory=folder,
+        project_name="stock",
+    )
+    seen = count_compilations()
+    start = time.perf_counter()
+    tuner.search(verbose=0)
+    return found
+
+
+def side(name: str, data: str, examples: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = load(data, examples, folder)
+        found = {"stock": stock, "ours": ours}[name](prepared, folder)
+    print("RESULT " + json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="prepared TFDS data")
+    parser.add_argument("--examples", type=int, default=200, help="of each task")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side(arguments.side, arguments.data, arguments.examples)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from lrdist_keras import preparation
+    from lrdist_keras.files import write_text
+
+    found = {}
+    for name in SIDES:
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        line = next(x for x in output.stdout.splitlines() if x.startswith("RESULT "))
+        found[name] = json.loads(line.removeprefix("RESULT "))
+    table = Table("tuner", "trials", "minutes", "trials per hour", "compilations")
+    per_hour = {}
+    for name, trials in found.items():
+        seconds = trials[-1]["end"]
+        per_hour[name] = 3600 * len(trials) / seconds
+        compiled = ", ".join(str(t["compilations"]) for t in trials)
+        table.add_row(
+            name,
+            str(len(trials)),
+            f"{seconds / 60:.1f}",
+            f"{per_hour[name]:.1f}",
+            compiled,
+        )
+    ratio = per_hour["ours"] / per_hour["stock"]
+    Console().print(table)
+    print(f"trials per hour, ours / stock: {ratio:.2f}")
+    result = {
+        "what": __doc__.strip().splitlines()[0],
+        "examples": arguments.examples,
+        "versions": preparation.versions(),
+        "machine": preparation.machine(),
+        "trials_per_hour": per_hour,
+        "ratio": ratio,
+        "trials": found,
+    }
+    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
