@@ -130,6 +130,7 @@ def search(
         report.save_search_picture(folder / "search.png", rows, trials, distribution)
     console = _console()
     console.print(report.trials_table(rows, "Best trials", 8))
+    console.print(report.correlations_table(search_module.correlations(rows)))
     title = f"{configuration.name}: ranked combination"
     console.print(report.distribution_table(distribution, title))
     print(

@@ -171,6 +171,28 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
     return table
 
 
+def correlations_table(found: Mapping[str, Any]) -> Table:
+    """Returns the table of what `lrdist_keras.search.correlations` found."""
+    table = _table("Rank correlations (Spearman)")
+    table.add_column("of", no_wrap=True)
+    for heading in ("settings", "correlation"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for pair in found["between_rungs"]:
+        low, high = pair["budgets"]
+        table.add_row(
+            f"rewards at budgets {low:.2f} and {high:.2f}",
+            str(pair["settings"]),
+            _number(pair["spearman"]),
+        )
+    full = _number(found["reward_and_forgetting"])
+    table.add_row("reward and forgetting, largest budget", "", full)
+    table.caption = (
+        "Near 1 between budgets: small ones tell the better settings early. Settings "
+        "that ran with both are the promoted ones, which are alike: this lowers it."
+    )
+    return table
+
+
 def save_search_picture(
     path: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]],
@@ -326,6 +348,10 @@ def _draw_curves(
 def _literal(text: str) -> str:
     """The text as Matplotlib must be given it, to which a dollar begins mathematics."""
     return text.replace("$", r"\$")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _with_deviation(mean: float, deviation: float) -> str:

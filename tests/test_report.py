@@ -64,6 +64,17 @@ def test_the_group_table_fits_a_terminal_whatever_the_number_of_arms():
     assert "7,097,856" in shown[0]
 
 
+def test_correlations_are_shown_and_missing_ones_are_dashes():
+    found = {
+        "between_rungs": [{"budgets": [1 / 9, 1], "settings": 4, "spearman": 0.61}],
+        "reward_and_forgetting": None,
+    }
+    shown = text(report.correlations_table(found))
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["rewards", "at", "budgets", "0.11", "and", "1.00", "4", "0.61"] in rows
+    assert ["reward", "and", "forgetting,", "largest", "budget", "-"] in rows
+
+
 def test_the_spread_of_pairs_is_shown():
     pairs = [flat(1e-5, SCHEME), flat(5e-5, SCHEME)]
     shown = text(report.spread_table(flat(2e-5, SCHEME), pairs, spread(pairs)))
