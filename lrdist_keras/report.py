@@ -238,7 +238,7 @@ def save_search_picture(
     left.set_ylabel("learning rate")
     left.set_title("the best settings, averaged over seeds")
     left.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     minutes = np.cumsum([row["seconds"] for row in rows]) / 60
     reward = np.array([row["p_s"] + row["p_o"] for row in rows])
     budgets = np.array([row["budget"] for row in rows])
