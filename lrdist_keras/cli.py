@@ -282,7 +282,7 @@ def _search(prepared: Any) -> None:
 
     def best() -> str:
         """The best full run so far; that of others a worker does not know."""
-        rewards = [r["p_s"] + r["p_o"] for r in prepared.rows() if r["budget"] == 1]
+        rewards = [r["reward"] for r in prepared.rows() if r["budget"] == 1]
         return f", best {max(rewards):.3f}" if rewards else ""
 
     with _progress(above) as progress:

@@ -274,6 +274,15 @@ class SearchSettings(_Section):
             raise ValueError("`low` must be below `high`")
         return self
 
+    @model_validator(mode="after")
+    def _budget_holds_the_repeats(self) -> Self:
+        if self.budget <= self.repeats:
+            raise ValueError(
+                "`budget` must be above `repeats`, which are full runs that it pays "
+                f"for. Received: budget = {self.budget:g}, repeats = {self.repeats}"
+            )
+        return self
+
 
 class Configuration(_Section):
     """What a file says: tasks, sequences of them, arms to compare, a search."""

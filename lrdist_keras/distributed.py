@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from keras_tuner.src import protos
+from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
 from lrdist_keras.oracle import BayesianHyperbandOracle, SearchFailed
@@ -25,7 +26,12 @@ _LARGEST_MESSAGE = 1 << 20  # bytes; a trial of a hundred hyperparameters is 20 
 _POLL = 0.5  # seconds
 _CONNECT = 30.0  # seconds
 _PATIENCE = 600.0  # seconds
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_CALL = 30.0  # seconds
+_AWAY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
 _VARIABLES = (
     "KERASTUNER_ORACLE_IP",
     "KERASTUNER_ORACLE_PORT",
@@ -55,11 +61,12 @@ def from_environment() -> tuple[str | None, bool]:
         ValueError: If only some of its variables are set.
     """
     values = {name: os.environ.get(name) for name in _VARIABLES}
-    if values["KERASTUNER_ORACLE_IP"] is None:
+    if not any(values.values()):
         return None, False
     if missing := [name for name, value in values.items() if not value]:
         raise ValueError(
-            "KERASTUNER_ORACLE_IP is set, so these must be too: " + ", ".join(missing)
+            f"Of {', '.join(_VARIABLES)} all must be set, or none. Missing: "
+            + ", ".join(missing)
         )
     address = f"{values['KERASTUNER_ORACLE_IP']}:{values['KERASTUNER_ORACLE_PORT']}"
     return address, "chief" not in str(values["KERASTUNER_TUNER_ID"])
@@ -81,11 +88,11 @@ def become_worker(address: str) -> None:
                 f"No chief answers at {address} within {_CONNECT:.0f} s; start one "
                 f"there with --chief {address}, or check the address."
             ) from None
-    # Not the host's name: Keras Tuner takes who has "chief" in it for one.
-    own = f"worker-{uuid.uuid4().hex[:12]}"
     os.environ["KERASTUNER_ORACLE_IP"] = host
     os.environ["KERASTUNER_ORACLE_PORT"] = str(port)
-    os.environ.setdefault("KERASTUNER_TUNER_ID", own)
+    # Keras Tuner takes who has "chief" in the name for one.
+    if "chief" in os.environ.get("KERASTUNER_TUNER_ID", "chief"):
+        os.environ["KERASTUNER_TUNER_ID"] = f"worker-{uuid.uuid4().hex[:12]}"
 
 
 def is_open(address: str) -> bool:
@@ -116,7 +123,8 @@ def serve(
     Raises:
         ValueError: If the address is malformed.
         OSError: If it cannot be listened on.
-        SearchFailed: If too many trials failed in a row.
+        SearchFailed: If too many trials failed in a row, or one by a mistake in the
+            program. Workers that ask within a lease are told.
     """
     host, port = parse_address(address)
     server = grpc.server(
@@ -139,17 +147,18 @@ def serve(
     try:
         quiet: float | None = None
         ended = 0
-        while servicer.failure is None:
+        while True:
             time.sleep(_POLL)
             oracle.expire()
             if len(oracle.end_order) > ended:
                 ended = len(oracle.end_order)
                 on_end()
-            if not oracle.is_done:
+            if not oracle.is_done and servicer.failure is None:
                 quiet = None
                 continue
             quiet = quiet or time.monotonic()
-            if not oracle.tuner_ids or time.monotonic() - quiet > oracle.lease:
+            untold = oracle.tuner_ids - servicer.told
+            if not untold or time.monotonic() - quiet > oracle.lease:
                 break
     finally:
         server.stop(grace=1.0).wait()
@@ -160,12 +169,17 @@ def serve(
 class PatientClient:
     """Asks a chief again while it is away, for example to be started anew.
 
+    Its calls raise `ConnectionError` if the chief refuses them or stays away, and
+    `SearchFailed` if the search has.
+
     Args:
         client: Keras Tuner's client.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        # Keras Tuner's client would wait an hour for a chief that is gone.
+        oracle_client.TIMEOUT = _CALL
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._client, name)
@@ -178,8 +192,10 @@ class PatientClient:
                 try:
                     return found(*arguments, **options)
                 except grpc.RpcError as error:
+                    if error.code() == grpc.StatusCode.ABORTED:
+                        raise SearchFailed(error.details()) from None
                     if error.code() not in _AWAY:
-                        raise
+                        raise ConnectionError(f"The chief: {error.details()}") from None
                     if time.monotonic() > end:
                         raise ConnectionError(
                             f"The chief has not answered for {_PATIENCE:.0f} s."
@@ -195,9 +211,13 @@ class _Servicer(OracleServicer):
     def __init__(self, oracle: BayesianHyperbandOracle) -> None:
         super().__init__(oracle)
         self.failure: SearchFailed | None = None
+        self.told: set[str] = set()  # the workers that know of it
 
     def _answer(self, method: Callable, request: Any, context: Any) -> Any:
         try:
+            if self.failure is not None:
+                self.told.add(getattr(request, "tuner_id", ""))
+                raise self.failure
             return method(request, context)
         except SearchFailed as error:
             self.failure = error

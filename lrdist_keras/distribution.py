@@ -22,7 +22,9 @@ PAPER_SCHEME = Scheme(12, 8, "ceil")
 PAPER_BASE = 1.8
 _PAPER = "arXiv 2404.01317, the authors' train.py"
 _FEWEST_RANKED = 5
-OF_TRIALS = ("a1", "p_s", "p_o", "budget", "seed", "seconds", "sampler")
+OF_TRIALS = (
+    "a1", "p_s", "p_o", "reward", "budget", "seed", "seconds", "sampler",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ class Trials:
         budget: Budget of each trial in full runs, shape [trials], or None.
         seed: Seed of each trial, shape [trials], or None.
         name: Where they came from.
+        reward: Reward of each trial, shape [trials], if it is not p_s + p_o.
     """
 
     scheme: Scheme | PatternScheme
@@ -285,17 +288,19 @@ class Trials:
     budget: np.ndarray | None = None
     seed: np.ndarray | None = None
     name: str = ""
+    reward: np.ndarray | None = None
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the distinct trials, best first, as (rates, rewards).
 
-        The reward is p_s + p_o; ties stay in file order. With seeds, trials of the same
-        rates and budget are averaged. With budgets, a configuration counts once, at its
-        highest, and only the full budget is ranked; if it has fewer than 5 trials,
-        those of the next budgets below come after them, since rewards of different
-        budgets do not compare. Without either, every row is a trial of its own.
+        The reward is p_s + p_o if none is given; ties stay in file order. With seeds,
+        trials of the same rates and budget are averaged. With budgets, a configuration
+        counts once, at its highest, and only the full budget is ranked; if it has fewer
+        than 5 trials, those of the next budgets below come after them, since rewards of
+        different budgets do not compare. Without either, every row is a trial of its
+        own.
         """
-        reward = self.p_s + self.p_o
+        reward = self.p_s + self.p_o if self.reward is None else self.reward
         count = len(reward)
         budget = np.ones(count) if self.budget is None else self.budget
         rows = [(tuple(self.rates[i]), budget[i], reward[i]) for i in range(count)]
@@ -320,7 +325,8 @@ class Trials:
 def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> Trials:
     """Reads a trials file, or the `trials.csv` of a run folder.
 
-    The columns are a1, p_s, p_o, one per group, and optionally budget and seed. The
+    The columns are a1, p_s, p_o, one per group, and optionally reward (of sequences of
+    more than two tasks it is not p_s + p_o), budget and seed. The
     scheme is the argument, else that of `scheme.json` beside the file, else 12/8/ceil
     where the groups are its groups.
 
@@ -348,8 +354,9 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
     if missing or unknown:
         raise ValueError(
             f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "
-            f"per group, and optionally budget, seed, seconds and sampler. Missing: "
-            f"{missing}; unknown: {unknown}. If the file is of another scheme, name it."
+            "per group, and optionally reward, budget, seed, seconds and sampler. "
+            f"Missing: {missing}; unknown: {unknown}. If the file is of another "
+            "scheme, name it."
         )
     if not rows:
         raise ValueError(f"{path} holds no trials, only a header.")
@@ -373,6 +380,7 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         column("budget", _rate) if "budget" in columns else None,
         column("seed", lambda value, _: value) if "seed" in columns else None,
         str(path),
+        column("reward", _rate) if "reward" in columns else None,
     )
 
 

@@ -93,7 +93,13 @@ def claim_folder(
     """
     path = folder / "configuration.json"
     if path.is_file() and has_results:
-        old = _leaves(json.loads(path.read_text("utf-8")))
+        try:
+            old = _leaves(json.loads(path.read_text("utf-8")))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}. Name another folder with --out, or "
+                "write the configuration of its results into it again."
+            ) from None
         new = _leaves(json.loads(json.dumps(content)))
         differing = [
             key

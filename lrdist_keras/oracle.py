@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +33,14 @@ _FORMAT = 1
 _HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration")
 _LEAST = 3  # observations that a model is made of
 _REPEATS_EACH = 2  # of how many repeats one of the best is to have
+_ENDS = ("COMPLETED", "INVALID", "FAILED")
+# How the message of a trial begins whose error another trial would have too.
+FATAL = "A mistake in the program: "
+_PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}
 
 
 class SearchFailed(RuntimeError):
-    """Too many trials failed in a row; the message holds the last traceback."""
+    """Trials failed, in a row or by a mistake; the message holds the traceback."""
 
 
 class BayesianHyperbandOracle(HyperbandOracle):
@@ -56,7 +62,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
         max_epochs: Budget of a full run, in units of the smallest possible.
         factor: Reduction factor from one rung to the next.
         hyperband_iterations: How often to go through all brackets.
-        seed: What everything random follows from; None draws one.
+        seed: What everything random follows from; None draws one, or takes that of
+            the state that is taken up.
         hyperparameters: The search space. Values that are no numbers are handled as
             `keras_tuner` maps them to [0, 1].
         allow_new_entries: Whether a hypermodel may add to the space.
@@ -74,9 +81,13 @@ class BayesianHyperbandOracle(HyperbandOracle):
         lease: Seconds after which a worker that sent signs of life and no longer does
             is given up, and its trial goes to another.
 
+    `lock` is held while anything changes; who reads several things at once while
+    workers are served holds it too.
+
     Raises:
         ValueError: If an argument breaks a rule; for a space that a hypermodel makes
             at the first trial.
+        ImportError: If the model's package is not installed.
     """
 
     def __init__(
@@ -99,6 +110,17 @@ class BayesianHyperbandOracle(HyperbandOracle):
         repeats: int = 0,
         lease: float = 60.0,
     ) -> None:
+        for name, value, least in (
+            ("max_epochs", max_epochs, 1),
+            ("factor", factor, 2),
+            ("repeats", repeats, 0),
+        ):
+            if value < least:
+                raise ValueError(
+                    f"`{name}` must be at least {least}. Received: {value}"
+                )
+        if not lease > 0:
+            raise ValueError(f"`lease` must be above 0 seconds. Received: {lease}")
         super().__init__(
             objective=objective,
             max_epochs=max_epochs,
@@ -113,6 +135,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         )
         # The base class takes 0 for "none given".
         self.seed = random.randint(1, 10**6) if seed is None else seed
+        self._has_given_seed = seed is not None
         self._seed_state = self.seed
         self.max_budget = max_budget
         self.start_points = [dict(point) for point in start_points]
@@ -126,7 +149,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         self.is_done = False  # once a worker was told so
         self.has_leases = False  # whether every worker must give signs of life
         self._seen: dict[str, float] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._check_arguments()
         if hyperparameters:
             self._check_space()
@@ -142,6 +165,12 @@ class BayesianHyperbandOracle(HyperbandOracle):
         if self.model not in (known := get_args(Model)):
             raise ValueError(
                 f"`model` must be one of {', '.join(known)}. Received: {self.model!r}"
+            )
+        package = _PACKAGES.get(self.model)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"The model '{self.model}' needs the package {package}; install it "
+                "with `pip install 'lrdist-keras[samplers]'`."
             )
         if not 0 <= self.random_share <= 1:
             raise ValueError(
@@ -164,14 +193,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
                     f"other. Received: {sorted(point)}; the space: {sorted(names)}"
                 )
             for hp in space:
-                value = point[hp.name]
-                if isinstance(hp, hp_module.Float) and not (
-                    hp.min_value <= value <= hp.max_value
-                ):
-                    raise ValueError(
-                        f"Start point {number}: '{hp.name}' must be in "
-                        f"[{hp.min_value:g}, {hp.max_value:g}]. Received: {value:g}"
-                    )
+                _check_start_value(hp, point[hp.name], f"Start point {number}")
 
     # Budgets.
 
@@ -182,7 +204,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
     @property
     def spent(self) -> float:
         """The budget of all trials that were started, in full runs."""
-        return sum(map(self.budget, self.trials.values()))
+        with self.lock:
+            return sum(map(self.budget, self.trials.values()))
 
     # Proposals.
 
@@ -248,18 +271,28 @@ class BayesianHyperbandOracle(HyperbandOracle):
             best = _PROPOSERS[self.model](observations, self.seed)
         else:
             best = propose(observations, np.reshape(pending, shape), rng)
-        proposed = dict(drawn)
-        for hp, p in zip(self._searched(), best, strict=True):
-            proposed[hp.name] = hp.prob_to_value(float(p))
+        searched = iter(best)
+        hyperparameters = self.hyperparameters.copy()
+        proposed = hyperparameters.values = {}
+        for hp in self._space():
+            p = None if isinstance(hp, hp_module.Fixed) else float(next(searched))
+            if hyperparameters.is_active(hp):
+                proposed[hp.name] = hp.value if p is None else hp.prob_to_value(p)
         return drawn if self._duplicate(proposed) else proposed
 
     def _repeat(self, trial_id: str) -> dict[str, Any]:
-        """Repeats one of the best with another seed, the one that ran least often."""
-        ranked = self._ranked()
-        if len(self._repeated) >= self.repeats or not ranked:
+        """Repeats one of the best with another seed, the one that ran least often.
+
+        A seed that failed is not tried again.
+        """
+        ranked = self._ranked() if len(self._repeated) < self.repeats else []
+        if not ranked:
             return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
         few = ranked[: -(-self.repeats // _REPEATS_EACH)]
-        runs = [len(self._runs(values)) for values in few]
+        runs = [
+            sum(self.budget(trial) == 1 for trial in self._trials_of(values))
+            for values in few
+        ]
         values = few[runs.index(min(runs))]
         self._repeated.append(trial_id)
         own = {
@@ -279,12 +312,23 @@ class BayesianHyperbandOracle(HyperbandOracle):
     # What has been seen.
 
     def observations(self) -> Observations:
-        """Returns the finished trials as points, scores (higher is better), budgets."""
-        done = self._done()
+        """Returns the finished trials as points, scores (higher is better), budgets.
+
+        A score that is not finite counts as the worst, or best, of the others.
+        """
+        with self.lock:
+            return self._observed(self._done())
+
+    def _observed(self, done: Sequence[Any]) -> Observations:
         sign = 1.0 if self.objective.direction == "max" else -1.0
+        scores = np.array([sign * trial.score for trial in done])
+        finite = scores[np.isfinite(scores)]
+        if len(finite) < len(scores):
+            bounds = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+            scores = np.clip(scores, *bounds)
         return Observations(
             np.reshape([self._point(t) for t in done], (-1, len(self._searched()))),
-            np.array([sign * t.score for t in done]),
+            scores,
             np.array([self.budget(t) for t in done]),
         )
 
@@ -294,25 +338,28 @@ class BayesianHyperbandOracle(HyperbandOracle):
         Raises:
             ValueError: If no trial is finished.
         """
-        ranked = self._ranked()
+        with self.lock:
+            ranked = self._ranked()
         if not ranked:
             raise ValueError("There is no best trial, because none is finished.")
         return ranked[0]
 
     def get_best_trials(self, num_trials: int = 1) -> list[Any]:
         """Returns the trials of the best expectations, each that of most budget."""
-        best = [
-            max(self._runs(values, None), key=self.budget) for values in self._ranked()
-        ]
-        return best[:num_trials]
+        with self.lock:
+            done = self._done()
+            return [
+                max((t for t in done if self._values(t) == values), key=self.budget)
+                for values in self._ranked()[:num_trials]
+            ]
 
     def _ranked(self) -> list[dict[str, Any]]:
         """Returns the distinct values of the highest budget, best expectation first."""
-        observations = self.observations()
-        if not len(observations.scores):
-            return []
-        highest = observations.budgets == observations.budgets.max()
         done = self._done()
+        if not done:
+            return []
+        observations = self._observed(done)
+        highest = observations.budgets == observations.budgets.max()
         distinct: dict[bytes, tuple[np.ndarray, dict[str, Any]]] = {}
         for trial, point, chosen in zip(
             done, observations.points, highest, strict=True
@@ -325,15 +372,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
         values = [values for _, values in distinct.values()]
         return [values[i] for i in np.argsort(-expected, kind="stable")]
 
-    def _runs(self, values: Mapping[str, Any], budget: float | None = 1.0) -> list[Any]:
-        """Returns the trials of these values, of a budget or of any, that count."""
-        return [
-            trial
-            for trial in self.trials.values()
-            if self._values(trial) == values
-            and trial.status in ("COMPLETED", "RUNNING")
-            and budget in (None, self.budget(trial))
-        ]
+    def _trials_of(self, values: Mapping[str, Any]) -> list[Any]:
+        return [t for t in self.trials.values() if self._values(t) == values]
 
     def _done(self) -> list[Any]:
         return [t for t in self.trials.values() if t.status == "COMPLETED"]
@@ -349,9 +389,15 @@ class BayesianHyperbandOracle(HyperbandOracle):
         return {hp.name: values[hp.name] for hp in self._space() if hp.name in values}
 
     def _point(self, trial: Any) -> list[float]:
-        values = trial.hyperparameters.values
+        hyperparameters = trial.hyperparameters
+        values = hyperparameters.values
         return [
-            hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self._searched()
+            hp.value_to_prob(
+                values[hp.name]
+                if hp.name in values and hyperparameters.is_active(hp)
+                else hp.default
+            )
+            for hp in self._searched()
         ]
 
     # Workers.
@@ -366,10 +412,17 @@ class BayesianHyperbandOracle(HyperbandOracle):
             if self.has_leases or tuner_id in self.ongoing_trials:
                 self._seen[tuner_id] = time.monotonic()
             self.expire()
+            if tuner_id not in self.ongoing_trials and self._retry_queue:
+                # What a failed attempt reported does not count.
+                again = self.trials[self._retry_queue[-1]]
+                again.metrics = metrics_tracking.MetricsTracker()
             trial = super().create_trial(tuner_id)
-            if trial.status == trial_module.TrialStatus.STOPPED:
+            stopped = trial.status == trial_module.TrialStatus.STOPPED
+            if stopped:
                 self._seen.pop(tuner_id, None)
-                self.is_done = True
+            if stopped != self.is_done and trial.status != "IDLE":
+                self.is_done = stopped
+                self.save()
             return trial
 
     def update_trial(
@@ -383,11 +436,18 @@ class BayesianHyperbandOracle(HyperbandOracle):
             return super().update_trial(trial_id, metrics, step)
 
     def end_trial(self, trial: Any) -> None:
-        """Ends a trial; one that another worker has ended already stays as it is."""
+        """Ends a trial; one that another worker has ended already stays as it is.
+
+        Raises:
+            ValueError: If it is not one of this search, or has not come to an end.
+            SearchFailed: If too many failed in a row, or it failed by a mistake that
+                others would repeat.
+        """
         with self._guarded():
             known = self._known(trial.trial_id)
             if trial.trial_id in self.end_order:
                 return
+            self._check_end(trial, known)
             if trial.trial_id in self._retry_queue:
                 self._retry_queue.remove(trial.trial_id)
             if not self.allow_new_entries:
@@ -396,6 +456,28 @@ class BayesianHyperbandOracle(HyperbandOracle):
                 super().end_trial(trial)
             except RuntimeError as error:
                 raise SearchFailed(str(error)) from None
+
+    def _check_end(self, trial: Any, known: Any) -> None:
+        if trial.status not in _ENDS:
+            raise ValueError(
+                f"A trial ends as one of {', '.join(_ENDS)}. Received: {trial.status}"
+            )
+        theirs, ours = trial.hyperparameters.values, known.hyperparameters.values
+        if not self.allow_new_entries and not _same(theirs, ours):
+            known.metrics = metrics_tracking.MetricsTracker()
+            raise ValueError(
+                f"The trial {trial.trial_id} of this search has other values; the "
+                "worker belongs to another search."
+            )
+        name = self.objective.name
+        if trial.status == "COMPLETED" and not known.metrics.exists(name):
+            raise ValueError(
+                f"A completed trial must have reported the objective '{name}'. "
+                f"Received: none for trial {trial.trial_id}"
+            )
+        if trial.status == "FAILED" and (trial.message or "").startswith(FATAL):
+            # It stays to be run, once the mistake is mended.
+            raise SearchFailed(trial.message)
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""
@@ -426,7 +508,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """One thread at a time; an error leaves no lock of Keras Tuner behind."""
-        with self._lock:
+        with self.lock:
             try:
                 yield
             except BaseException:
@@ -446,6 +528,11 @@ class BayesianHyperbandOracle(HyperbandOracle):
             **state,
             "format": _FORMAT,
             "trials": [trial.get_state() for trial in self.trials.values()],
+            "objective": {
+                "name": self.objective.name,
+                "direction": self.objective.direction,
+            },
+            "is_done": self.is_done,
             "proposed": self._proposed,
             "repeating": self._repeating,
             "repeated": self._repeated,
@@ -457,25 +544,31 @@ class BayesianHyperbandOracle(HyperbandOracle):
         Raises:
             ValueError: If it is the state of another search.
         """
-        space = self.hyperparameters.get_config()["space"]
         ours = {
             "format": _FORMAT,
             "max_epochs": self.max_epochs,
             "factor": self.factor,
-            "seed": self.seed,
-            "hyperparameters": space,
+            "objective": {
+                "name": self.objective.name,
+                "direction": self.objective.direction,
+            },
         }
-        theirs = {key: state.get(key) for key in ours}
-        if theirs["hyperparameters"] is not None:
-            theirs["hyperparameters"] = theirs["hyperparameters"]["space"]
-        if not space:  # a hypermodel will make it
-            ours["hyperparameters"] = theirs["hyperparameters"]
-        differing = [key for key in ours if _plain(ours[key]) != _plain(theirs[key])]
+        if self._has_given_seed:
+            ours["seed"] = self.seed
+        differing = [key for key in ours if _plain(ours[key]) != state.get(key)]
+        space = _plain(self.hyperparameters.get_config()["space"])
+        theirs = (state.get("hyperparameters") or {}).get("space", [])
+        # To a part of a space a hypermodel has added the rest.
+        known = all(entry in theirs for entry in space)
+        if not known or (len(space) < len(theirs) and not self.allow_new_entries):
+            differing.append("hyperparameters")
         if differing:
             raise ValueError(
                 f"The folder '{self._project_dir}' belongs to another search; name "
                 f"another folder, or remove it. What differs: {', '.join(differing)}"
             )
+        self.seed = state["seed"]
+        self.is_done = state["is_done"]
         trials = map(trial_module.Trial.from_state, state["trials"])
         self.trials = {trial.trial_id: trial for trial in trials}
         super().set_state(state)
@@ -496,7 +589,10 @@ class BayesianHyperbandOracle(HyperbandOracle):
             backup = path.with_suffix(".bak")
             temporary = path.with_suffix(".bak.new")
             temporary.unlink(missing_ok=True)
-            os.link(path, temporary)
+            try:
+                os.link(path, temporary)
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, temporary)
             os.replace(temporary, backup)
         write_text(path, json.dumps(self.get_state()))
 
@@ -507,12 +603,20 @@ class BayesianHyperbandOracle(HyperbandOracle):
             ValueError: If it is the state of another search, or nothing can be read.
         """
         path = Path(self._get_oracle_fname())
+        wanted = set(self.get_state())
         for candidate in (path, path.with_suffix(".bak")):
             try:
-                state = json.loads(candidate.read_text("utf-8"))
+                text = candidate.read_text("utf-8")
+                state = json.loads(text)
             except (OSError, ValueError):
                 continue
+            if not isinstance(state, dict):
+                continue
+            if state.get("format") == _FORMAT and not wanted <= set(state):
+                continue
             self.set_state(state)
+            if candidate != path:  # the next save makes a backup of what it finds
+                write_text(path, text)
             return
         raise ValueError(
             f"The state of the search in '{path.parent}' cannot be read; remove the "
@@ -568,6 +672,31 @@ def _propose_cmaes(observations: Observations, seed: int) -> np.ndarray:
 
 
 _PROPOSERS = {"cmaes": _propose_cmaes, "tpe": _propose_tpe}
+
+
+def _check_start_value(hp: Any, value: Any, what: str) -> None:
+    """Raises ValueError unless the value is one that the hyperparameter can have."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(hp, hp_module.Float | hp_module.Int):
+        rule = f"be a number in [{hp.min_value:g}, {hp.max_value:g}]"
+        if isinstance(hp, hp_module.Int):
+            number, rule = isinstance(value, int) and number, f"{rule}, a whole one"
+        allowed = number and hp.min_value <= value <= hp.max_value
+    else:
+        rule = f"be one of {list(hp.values)}"
+        allowed = value in hp.values
+    if not allowed:
+        raise ValueError(f"{what}: '{hp.name}' must {rule}. Received: {value!r}")
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether values are the same but for the precision of a message."""
+    return one.keys() == other.keys() and all(
+        math.isclose(value, other[name], rel_tol=1e-5)
+        if isinstance(value, float)
+        else value == other[name]
+        for name, value in one.items()
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -154,15 +154,15 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
         most: How many to show.
     """
     table = _table(title)
-    for heading in ("budget", "p_s + p_o", "a1", "p_s", "p_o", "seed", "seconds"):
+    for heading in ("budget", "reward", "a1", "p_s", "p_o", "seed", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("rates, first to last group", overflow="fold")
-    ranked = sorted(rows, key=lambda r: (-r["budget"], -r["p_s"] - r["p_o"]))
+    ranked = sorted(rows, key=lambda r: (-r["budget"], -r["reward"]))
     for row in ranked[:most]:
         rates = " ".join(f"{row[name]:.0e}" for name in _groups_of(row))
         table.add_row(
             f"{row['budget']:.2f}",
-            f"{row['p_s'] + row['p_o']:.3f}",
+            f"{row['reward']:.3f}",
             *(f"{row[name]:.3f}" for name in ("a1", "p_s", "p_o")),
             str(row["seed"]),
             f"{row['seconds']:.0f}",
@@ -240,7 +240,7 @@ def save_search_picture(
     left.grid(alpha=0.3)
     left.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     minutes = np.cumsum([row["seconds"] for row in rows]) / 60
-    reward = np.array([row["p_s"] + row["p_o"] for row in rows])
+    reward = np.array([row["reward"] for row in rows])
     budgets = np.array([row["budget"] for row in rows])
     for index, budget in enumerate(np.unique(budgets)):
         chosen = budgets == budget
@@ -254,7 +254,7 @@ def save_search_picture(
         minutes[seen], best[seen], "k-", where="post", label="best of the largest"
     )
     right.set_xlabel("minutes of training")
-    right.set_ylabel("reward p_s + p_o")
+    right.set_ylabel("reward")
     right.set_title("reward against time")
     right.grid(alpha=0.3)
     right.legend(fontsize=8)

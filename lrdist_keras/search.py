@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -40,7 +41,7 @@ from lrdist_keras.distribution import (
 from lrdist_keras.encoding import take
 from lrdist_keras.files import claim_folder, locked, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.oracle import SEED, BayesianHyperbandOracle, SearchFailed
+from lrdist_keras.oracle import FATAL, SEED, BayesianHyperbandOracle, SearchFailed
 from lrdist_keras.tasks import search_slice
 from lrdist_keras.training import SequentialTrainer, TaskData
 
@@ -60,8 +61,9 @@ _PROGRAMMING = (
     SyntaxError,
     TypeError,
 )
-_COLUMNS = ("a1", "p_s", "p_o")
+_COLUMNS = ("a1", "p_s", "p_o", "reward")
 _FEWEST = 3  # settings to correlate
+_FINGERPRINT = "tuner/configuration"
 _LONGEST_WAIT = 2.0  # seconds between two questions for work
 
 Evaluate = Callable[[Mapping[str, Any], float, int], Mapping[str, float]]
@@ -80,6 +82,9 @@ class Tuner(BaseTuner):
         folder: Where the state lies.
         on_start: Called with each trial before it runs.
         on_end: Called with each trial after it ran.
+
+    Raises:
+        ValueError: If the chief searches something else.
     """
 
     def __init__(
@@ -101,6 +106,12 @@ class Tuner(BaseTuner):
             from lrdist_keras.distributed import PatientClient
 
             self.oracle: Any = PatientClient(self.oracle)
+            theirs, ours = self.oracle.get_space(), oracle.get_space()
+            if theirs.get_config()["space"] != ours.get_config()["space"]:
+                raise ValueError(
+                    "The chief searches with another configuration; start the worker "
+                    "with the same CONFIG and --set as the chief."
+                )
 
     def _populate_initial_space(self) -> None:
         # Keras Tuner looks for its own file, which is written later than the oracle's.
@@ -140,6 +151,13 @@ class Tuner(BaseTuner):
             self._run_and_update_trial(trial)
             trial.status = trial_module.TrialStatus.COMPLETED
         except _PROGRAMMING:
+            if self._is_remote:
+                trial.status = trial_module.TrialStatus.FAILED
+                trial.message = FATAL + traceback.format_exc()
+                with suppress(SearchFailed, ConnectionError):
+                    self.oracle.end_trial(trial)
+            raise
+        except (SearchFailed, ConnectionError):  # what the chief says of the search
             raise
         except Exception:
             trial.status = trial_module.TrialStatus.INVALID
@@ -168,7 +186,7 @@ class Tuner(BaseTuner):
             yield
         finally:
             over.set()
-            thread.join()
+            thread.join(timeout=1.0)  # it may be waiting for a chief that is gone
 
     def save(self) -> None:
         """Does nothing: the oracle saves itself at every change."""
@@ -219,7 +237,6 @@ class Search:
         )
         found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
         return {
-            OBJECTIVE: metrics.reward(run.accuracy),
             **found,
             "seconds": run.seconds,
             "compilations": run.compilations,
@@ -264,30 +281,30 @@ class Search:
     def rates(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns the learning rate of each group that values of the space mean."""
         names = self.trainer.scheme.names
-        return {name: values.get(FLAT, values.get(name, 0.0)) for name in names}
+        return {name: values[FLAT if FLAT in values else name] for name in names}
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of `trials.csv`: finished trials in order of their start."""
         rows: list[dict[str, Any]] = []
-        for trial_id in self.oracle.start_order:
-            trial = self.oracle.trials[trial_id]
-            if trial.status != trial_module.TrialStatus.COMPLETED:
-                continue
-            values = trial.hyperparameters.values
-            found = {
-                name: trial.metrics.get_best_value(name)
-                for name in (*_COLUMNS, "seconds")
-            }
-            rows.append(
-                {
-                    **{name: found[name] for name in _COLUMNS},
-                    **self.rates(values),
-                    "budget": self.oracle.budget(trial),
-                    "seed": values[SEED],
-                    "seconds": round(found["seconds"], 3),
-                    "sampler": self.configuration.search.sampler,
-                }
-            )
+        names = (*_COLUMNS, "seconds")
+        with self.oracle.lock:
+            for trial_id in self.oracle.start_order:
+                trial = self.oracle.trials[trial_id]
+                completed = trial.status == trial_module.TrialStatus.COMPLETED
+                if not completed or not all(map(trial.metrics.exists, names)):
+                    continue
+                values = trial.hyperparameters.values
+                found = {name: trial.metrics.get_best_value(name) for name in names}
+                rows.append(
+                    {
+                        **{name: found[name] for name in _COLUMNS},
+                        **self.rates(values),
+                        "budget": self.oracle.budget(trial),
+                        "seed": values[SEED],
+                        "seconds": round(found["seconds"], 3),
+                        "sampler": self.configuration.search.sampler,
+                    }
+                )
         return rows
 
     def save_results(self) -> Distribution | None:
@@ -352,15 +369,20 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `between_rungs`: for two budgets that at least three settings ran with,
-        Spearman's correlation of their rewards and the number of settings;
-        `reward_and_forgetting`: that of p_s + p_o and a1 - p_o over the trials of the
-        largest budget. None where there are fewer than three or one does not vary.
+        Spearman's correlation of their rewards, averaged over seeds, and the number of
+        settings; `reward_and_forgetting`: that of reward and a1 - p_o over the trials
+        of the largest budget. None where there are fewer than three or one does not
+        vary.
     """
     names = [k for k in rows[0] if k not in OF_TRIALS] if rows else []
-    rewards: dict[float, dict[tuple, float]] = {}
+    runs: dict[float, dict[tuple, list[float]]] = {}
     for row in rows:
         setting = tuple(row[name] for name in names)
-        rewards.setdefault(row["budget"], {})[setting] = row["p_s"] + row["p_o"]
+        runs.setdefault(row["budget"], {}).setdefault(setting, []).append(row["reward"])
+    rewards = {
+        budget: {setting: float(np.mean(found)) for setting, found in of.items()}
+        for budget, of in runs.items()
+    }
     budgets = sorted(rewards)
     between = [
         {
@@ -376,7 +398,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     full = [row for row in rows if row["budget"] == budgets[-1]]
     found = _spearman(
-        [row["p_s"] + row["p_o"] for row in full],
+        [row["reward"] for row in full],
         [row["a1"] - row["p_o"] for row in full],
     )
     return {"between_rungs": between, "reward_and_forgetting": found}
@@ -394,7 +416,7 @@ def search_sequence(configuration: Configuration) -> SequenceSettings:
     """Returns the sequence that is searched.
 
     Raises:
-        ValueError: If there are several and none is named.
+        ValueError: If there are several and none is named, or it has one task.
     """
     wanted = configuration.search.sequence
     if wanted is None and len(configuration.sequences) > 1:
@@ -402,7 +424,13 @@ def search_sequence(configuration: Configuration) -> SequenceSettings:
             "A search is of one sequence; name it with search.sequence. There are: "
             + ", ".join(f"'{s.name}'" for s in configuration.sequences)
         )
-    return next(s for s in configuration.sequences if wanted in (None, s.name))
+    found = next(s for s in configuration.sequences if wanted in (None, s.name))
+    if len(found.tasks) < 2:
+        raise ValueError(
+            "A search needs a sequence of at least two tasks, since its reward is of "
+            f"the first as well. Received: '{found.name}'"
+        )
+    return found
 
 
 def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Search:
@@ -418,13 +446,14 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     settings = configuration.search
     sequence = search_sequence(configuration)
     state = folder / _PROJECT / "oracle.json"
-    claim_folder(
-        folder,
-        configuration.model_dump(),
-        has_results=state.is_file(),
-        results=f"{_PROJECT}/oracle.json",
-        free=("data.cache", "data.download", "seeds", "arms"),
-    )
+    with locked(folder):
+        claim_folder(
+            folder,
+            configuration.model_dump(),
+            has_results=state.is_file(),
+            results=f"{_PROJECT}/oracle.json",
+            free=("data.cache", "data.download", "seeds", "arms"),
+        )
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})
     loaded = preparation.load(configuration, sequence.tasks)
@@ -445,12 +474,29 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
                 validation=take(task.train, chosen),
             )
         )
-    oracle = make_oracle(settings, loaded.trainer.scheme)
+    oracle = make_oracle(settings, loaded.trainer.scheme, _fingerprint(configuration))
     return Search(configuration, folder, loaded.trainer, tasks, oracle)
 
 
-def make_oracle(settings: SearchSettings, scheme: Scheme) -> BayesianHyperbandOracle:
+def _fingerprint(configuration: Configuration) -> str:
+    """Returns a hash of what the trials of all workers must have in common."""
+    content = configuration.model_dump(
+        exclude={"name": True, "arms": True, "seeds": True, "data": True}
+    )
+    # The same weights may lie elsewhere on another machine.
+    del content["model"]["preset"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make_oracle(
+    settings: SearchSettings, scheme: Scheme, fingerprint: str = ""
+) -> BayesianHyperbandOracle:
     """Returns the oracle of a configuration, on the groups of a scheme.
+
+    Args:
+        settings: How it searches.
+        scheme: The groups.
+        fingerprint: What a chief and its workers must agree in.
 
     Raises:
         ValueError: If the settings contradict each other.
@@ -459,7 +505,11 @@ def make_oracle(settings: SearchSettings, scheme: Scheme) -> BayesianHyperbandOr
     space = keras_tuner.HyperParameters()
     for name in [FLAT] if settings.space == "flat" else scheme.names:
         space.Float(name, settings.low, settings.high, sampling="log")
-    points = list(_start_points(settings, scheme))
+    space.Fixed(_FINGERPRINT, fingerprint)
+    points = [
+        {**point, _FINGERPRINT: fingerprint}
+        for point in _start_points(settings, scheme)
+    ]
     models = {"bayesian_hyperband": settings.model, "gaussian_process": settings.model}
     by_rungs = settings.sampler in ("bayesian_hyperband", "hyperband")
     named: Any = {"hyperband": "random", **models}

@@ -52,17 +52,19 @@ class Observations:
         """Returns the scores as they would be at the largest budget, on average.
 
         To each smaller budget the median difference is added that points seen with both
-        it and the next larger one show, if there are two.
+        it and the next larger one show, if there are two. Several scores of a point and
+        a budget count as their mean.
         """
         budgets = np.unique(self.budgets)[::-1]
-        seen: dict[bytes, dict[float, float]] = {}
+        runs: dict[bytes, dict[float, list[float]]] = {}
         for point, score, budget in zip(
             self.points, self.scores, self.budgets, strict=True
         ):
-            seen.setdefault(point.tobytes(), {})[budget] = score
+            runs.setdefault(point.tobytes(), {}).setdefault(budget, []).append(score)
+        seen = [{b: np.mean(found) for b, found in of.items()} for of in runs.values()]
         offset, scores = 0.0, self.scores.copy()
         for larger, smaller in zip(budgets, budgets[1:], strict=False):
-            both = [s for s in seen.values() if larger in s and smaller in s]
+            both = [s for s in seen if larger in s and smaller in s]
             if len(both) >= 2:
                 offset += float(np.median([s[larger] - s[smaller] for s in both]))
             scores[self.budgets == smaller] += offset

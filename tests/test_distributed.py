@@ -14,7 +14,8 @@ import time
 import grpc
 import pytest
 from keras_tuner.src import protos
-from test_oracle import make, state_of
+from keras_tuner.src.distribute import oracle_client
+from test_oracle import begin, finish, make, state_of
 
 from lrdist_keras import distributed
 from lrdist_keras.search import SearchFailed
@@ -33,6 +34,8 @@ NODE = """
     def evaluate(values, budget, seed):
         print("trial", flush=True)
         time.sleep({"stuck": 60, "faulty": 0.6}.get(role, 0.05))
+        if role == "mistaken":
+            return values["rate_7"]
         if role == "faulty" and not os.path.exists(folder + "/failed"):
             open(folder + "/failed", "w").close()
             raise FloatingPointError("the loss is not finite")
@@ -123,6 +126,90 @@ def test_a_chief_that_is_killed_and_started_again(tmp_path, node):
     trials = state_of(tmp_path)["trials"]
     assert [t["status"] for t in trials] == ["COMPLETED"] * 23
     assert len({t["trial_id"] for t in trials}) == 23
+
+
+def test_a_mistake_in_the_program_ends_chief_and_workers(tmp_path, node):
+    chief, worker = node("chief"), node("worker")
+    wait_for(lambda: "trial" in (tmp_path / "worker.txt").read_text())
+    mistaken = node("mistaken")
+    for process in (mistaken, chief, worker):
+        assert process.wait(120) == 1
+    for role, error in (
+        ("mistaken", "KeyError: 'rate_7'"),
+        ("chief", "SearchFailed: A mistake in the program: "),
+        ("worker", "SearchFailed: A mistake in the program: "),
+    ):
+        assert error in (tmp_path / f"{role}.txt").read_text()
+
+
+def test_a_chief_that_is_started_again_when_all_is_done_ends(tmp_path, node):
+    chief, worker = node("chief"), node("worker")
+    assert worker.wait(120) == chief.wait(120) == 0
+    start = time.monotonic()
+    assert node("chief").wait(60) == 0
+    assert time.monotonic() > start  # it came to an end without a worker
+
+
+def test_a_chief_that_is_gone_is_not_waited_for_long(address, monkeypatch):
+    monkeypatch.setattr(distributed, "_CALL", 0.2)
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.5)
+    host, port = address.split(":")
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", host)
+    monkeypatch.setenv("KERASTUNER_ORACLE_PORT", port)
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker")
+    monkeypatch.setattr(oracle_client, "TIMEOUT", oracle_client.TIMEOUT)
+    client = distributed.PatientClient(oracle_client.OracleClient(None))
+    with pytest.raises(ConnectionError, match="has not answered"):
+        client.create_trial("worker")
+
+
+def test_a_worker_is_never_taken_for_the_chief(address, monkeypatch):
+    for name in distributed._VARIABLES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(grpc, "channel_ready_future", lambda channel: Ready())
+    for given in ("chief-box", "tuner0"):
+        monkeypatch.setenv("KERASTUNER_TUNER_ID", given)
+        distributed.become_worker(address)
+        found = os.environ["KERASTUNER_TUNER_ID"]
+        assert "chief" not in found and (found == given) == (given == "tuner0")
+
+
+class Ready:
+    def result(self, timeout):
+        return None
+
+
+def test_results_are_written_while_workers_are_at_work(tmp_path):
+    """What reads several things at once sees them of one moment."""
+    oracle = make(tmp_path, model="random", hyperband_iterations=20)
+    failures, over = [], threading.Event()
+
+    def work(name):
+        try:
+            while (trial := begin(oracle, name)).status == "RUNNING":
+                finish(oracle, trial)
+        except Exception as error:
+            failures.append(error)
+
+    def read():
+        while not over.is_set():
+            try:
+                _ = oracle.spent, oracle.observations(), oracle._done()
+                if oracle.end_order:
+                    oracle.get_best_trials(1)
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(3)]
+    reader = threading.Thread(target=read)
+    for thread in (*threads, reader):
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    over.set()
+    reader.join(120)
+    assert failures == []
+    assert len(oracle.end_order) == 20 * 23
 
 
 def test_malformed_and_oversized_messages_do_no_harm(tmp_path, address):
@@ -217,8 +304,13 @@ def test_addresses(monkeypatch):
     assert not distributed.is_open("localhost:80")
     assert distributed.is_open("0.0.0.0:80")
     assert distributed.from_environment() == (None, False)
+    monkeypatch.setenv("KERASTUNER_TUNER_ID", "tuner0")
+    with pytest.raises(ValueError, match="Missing: KERASTUNER_ORACLE_IP, KERAS"):
+        distributed.from_environment()
+    monkeypatch.delenv("KERASTUNER_TUNER_ID")
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "10.0.0.1")
-    with pytest.raises(ValueError, match="KERASTUNER_ORACLE_PORT, KERASTUNER_TUNER_ID"):
+    missing = "Missing: KERASTUNER_ORACLE_PORT, KERASTUNER_TUNER_ID"
+    with pytest.raises(ValueError, match=missing):
         distributed.from_environment()
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8000")
     for name, is_worker in (("chief", False), ("tuner0", True)):

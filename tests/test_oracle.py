@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from keras_tuner.src.engine import trial as trial_module
 
-from lrdist_keras.search import BayesianHyperbandOracle
+from lrdist_keras.oracle import FATAL
+from lrdist_keras.search import BayesianHyperbandOracle, SearchFailed
 
 OBJECTIVE = keras_tuner.Objective("score", "max")
 
@@ -225,10 +226,18 @@ def test_everything_follows_from_the_seed(tmp_path):
         ({"start_points": [{"rate_0": 1e-5}]}, "Start point 0 must name every"),
         (
             {"start_points": [{"rate_0": 1e-5, "rate_1": 1e-2}]},
-            r"Start point 0: 'rate_1' must be in \[1e-07, 0.001\]. Received: 0.01",
+            r"Start point 0: 'rate_1' must be a number in \[1e-07, 0.001\]. "
+            "Received: 0.01",
+        ),
+        (
+            {"start_points": [{"rate_0": 1e-5, "rate_1": "1e-5"}]},
+            "'rate_1' must be a number in .* Received: '1e-5'",
         ),
         ({"model": "magic"}, "`model` must be one of joint"),
         ({"random_share": 2.0}, "`random_share` must be in"),
+        ({"max_epochs": 0}, "`max_epochs` must be at least 1. Received: 0"),
+        ({"repeats": -2}, "`repeats` must be at least 0. Received: -2"),
+        ({"lease": -1.0}, "`lease` must be above 0 seconds. Received: -1.0"),
     ],
 )
 def test_wrong_arguments(tmp_path, options, message):
@@ -238,6 +247,112 @@ def test_wrong_arguments(tmp_path, options, message):
         options = {"hyperparameters": hyperparameters}
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **options)
+
+
+def mixed_space():
+    """Every kind of hyperparameter, one name in two scopes.
+
+    Keras Tuner drops the value of such a name where the last scope is not active.
+    """
+    hp = keras_tuner.HyperParameters()
+    hp.Float("rate_0", 1e-7, 1e-3, sampling="log")
+    hp.Int("layers", 1, 5)
+    hp.Boolean("bias")
+    hp.Choice("kind", ["a", "b"])
+    with hp.conditional_scope("kind", ["a"]):
+        hp.Choice("x", ["p", "q"])
+    with hp.conditional_scope("kind", ["b"]):
+        hp.Choice("x", ["r", "s"])
+    return hp
+
+
+@pytest.mark.parametrize("model", ["joint", "highest"])
+def test_conditional_and_discrete_values(tmp_path, model):
+    oracle = make(tmp_path, hyperparameters=mixed_space(), model=model, repeats=2)
+    done = run(oracle)
+    assert len(done) == 25
+    for values in done:
+        expected = {"a": (None,), "b": ("r", "s")}[values["kind"]]
+        assert values.get("x") in expected
+        assert values["layers"] in range(1, 6) and values["bias"] in (True, False)
+    # The second rate is missing: the score is that of the first alone.
+    assert oracle.best_values()["rate_0"] == pytest.approx(1e-5, rel=3.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "zzz"}, "'kind' must be one of .*'a', 'b'.*. Received: 'zzz'"),
+        ({"layers": 99}, r"'layers' must be a number in \[1, 5\], a whole one."),
+        ({"layers": 2.5}, r"'layers' must be a number in \[1, 5\], a whole one."),
+        ({"bias": "yes"}, "'bias' must be one of"),
+    ],
+)
+def test_start_points_of_every_kind_are_checked(tmp_path, wrong, message):
+    point = {"rate_0": 1e-5, "layers": 2, "bias": True, "kind": "a", "x": "p"}
+    hp = keras_tuner.HyperParameters()
+    hp.Float("rate_0", 1e-7, 1e-3, sampling="log")
+    hp.Int("layers", 1, 5)
+    hp.Boolean("bias")
+    hp.Choice("kind", ["a", "b"])
+    del point["x"]
+    make(tmp_path, hyperparameters=hp, start_points=[point])
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, hyperparameters=hp, start_points=[point | wrong])
+
+
+def test_a_loss_that_is_infinite_is_the_worst(tmp_path):
+    options = {"model": "joint", "random_share": 0.0}
+    oracle = make(tmp_path, **options)
+    oracle.objective = keras_tuner.Objective("score", "min")
+    for number in range(12):
+        finish(oracle, begin(oracle), np.inf if number < 2 else float(number))
+    scores = oracle.observations().scores
+    assert scores[:3].tolist() == [-11.0, -11.0, -2.0]
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # of Keras Tuner
+def test_an_attempt_that_failed_does_not_count(tmp_path):
+    oracle = make(tmp_path, max_retries_per_trial=1)
+    trial = begin(oracle)
+    finish(oracle, trial, float("nan"))
+    again = begin(oracle)
+    assert again.trial_id == trial.trial_id
+    finish(oracle, again, 1.0)
+    assert oracle.trials[trial.trial_id].score == 1.0
+    assert oracle.trials[trial.trial_id].status == "COMPLETED"
+
+
+def test_a_repeat_that_fails_is_not_repeated_with_its_seed(tmp_path):
+    oracle = make(tmp_path, repeats=4, model="joint", max_consecutive_failed_trials=5)
+    seeds = []
+    while (trial := begin(oracle)).status == "RUNNING":
+        seed = trial.hyperparameters.values["tuner/seed"]
+        if seed != 1:
+            finish(oracle, trial)
+        else:
+            trial.status, trial.message = "INVALID", "it broke"
+            oracle.end_trial(trial)
+        if oracle._repeated:
+            seeds.append(seed)
+    assert trial.status == "STOPPED"
+    assert seeds == [1, 1, 2, 2]  # of the two best in turn
+
+
+def test_the_best_is_one_that_has_ended(tmp_path):
+    oracle = make(tmp_path)
+    run(oracle, 9)
+    running = begin(oracle)  # a promotion of the best
+    (best,) = oracle.get_best_trials(1)
+    assert best.status == "COMPLETED" and best.trial_id != running.trial_id
+
+
+@pytest.mark.parametrize(("model", "package"), [("tpe", "optuna"), ("cmaes", "cmaes")])
+def test_a_missing_package_is_named_at_once(tmp_path, monkeypatch, model, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"package {package};.*\[samplers\]"):
+        make(tmp_path, model=model)
 
 
 # State.
@@ -273,6 +388,12 @@ def test_a_damaged_state_has_a_backup(tmp_path):
     other = make(tmp_path)
     other.reload()
     assert len(other.trials) == 3
+    # The damaged file must not become the backup of the next save.
+    assert json.loads(path.read_text())["trials"] == other.get_state()["trials"]
+    for damaged in ("[]", json.dumps({"format": 1})):
+        path.write_text(damaged)
+        make(tmp_path).reload()
+    path.write_text("{")
     path.with_suffix(".bak").write_text("{")
     with pytest.raises(ValueError, match="cannot be read; remove the folder"):
         make(tmp_path).reload()
@@ -284,11 +405,34 @@ def test_another_search_is_refused_by_name(tmp_path):
         make(tmp_path, seed=1, factor=2).reload()
     with pytest.raises(ValueError, match="What differs: hyperparameters"):
         make(tmp_path, hyperparameters=space(3)).reload()
+    other = make(tmp_path)
+    other.objective = keras_tuner.Objective("score", "min")
+    with pytest.raises(ValueError, match="What differs: objective"):
+        other.reload()
     stock = keras_tuner.oracles.HyperbandOracle(OBJECTIVE, hyperparameters=space())
     stock._set_project_dir(str(tmp_path), "stock")
     stock.save()
     with pytest.raises(ValueError, match="another search.*format"):
         make(tmp_path).__class__.reload(_in(make(tmp_path), tmp_path, "stock"))
+
+
+def test_a_seed_that_was_drawn_is_taken_up(tmp_path):
+    first = make(tmp_path, seed=None)
+    run(first, 3)
+    second = make(tmp_path, seed=None)
+    second.reload()
+    assert second.seed == first.seed and len(second.trials) == 3
+
+
+def test_a_space_that_a_hypermodel_completed_is_taken_up(tmp_path):
+    first = make(tmp_path)
+    first.update_space(space(3))
+    run(first, 2)
+    second = make(tmp_path)
+    second.reload()
+    assert [hp.name for hp in second._space()] == ["rate_0", "rate_1", "rate_2"]
+    with pytest.raises(ValueError, match="What differs: hyperparameters"):
+        make(tmp_path, allow_new_entries=False).reload()
 
 
 def _in(oracle, folder, project):
@@ -300,7 +444,7 @@ def test_failed_trials_are_tried_again_and_then_end_the_search(tmp_path):
     oracle = make(tmp_path, max_retries_per_trial=1, max_consecutive_failed_trials=2)
     for expected in ("0000", "0000", "0001"):
         trial = begin(oracle)
-        assert trial.trial_id[-4:] == expected or trial.trial_id.endswith(expected[-1])
+        assert trial.trial_id == expected
         trial.status, trial.message = "INVALID", "it broke"
         oracle.end_trial(trial)
     trial = begin(oracle)
@@ -326,17 +470,45 @@ def test_a_silent_workers_trial_goes_to_another(tmp_path):
 
 
 def test_a_stranger_leaves_no_harm(tmp_path):
+    oracle = make(tmp_path, allow_new_entries=False)
+    trial = begin(oracle)
+
+    def ending(status, values=trial.hyperparameters.values):
+        theirs = trial_module.Trial(space(), trial.trial_id, status)
+        theirs.hyperparameters.values = dict(values)
+        return lambda: oracle.end_trial(theirs)
+
+    elsewhere = trial.hyperparameters.values | {"rate_0": 3.4e-7}
+    for call, message in (
+        (lambda: oracle.update_trial("none", {"score": 1.0}), "There is no trial"),
+        (lambda: oracle.update_trial(trial.trial_id, {"else": 1.0}), "score"),
+        (lambda: oracle.end_trial(trial_module.Trial(space(), "none")), "no trial"),
+        (ending("COMPLETED"), "must have reported the objective 'score'"),
+        (ending("RUNNING"), "ends as one of COMPLETED.*Received: RUNNING"),
+        (ending("COMPLETED", elsewhere), "belongs to another search"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+        assert oracle.trials[trial.trial_id].status == "RUNNING"
+    # What a stranger reported before it was refused does not count either.
+    oracle.update_trial(trial.trial_id, {"score": 99.0})
+    with pytest.raises(ValueError, match="belongs to another search"):
+        ending("COMPLETED", elsewhere)()
+    finish(oracle, trial)
+    assert oracle.trials[trial.trial_id].score < 1
+    assert len(run(oracle)) == 22
+
+
+def test_a_mistake_in_the_program_ends_the_search_and_keeps_the_trial(tmp_path):
     oracle = make(tmp_path)
     trial = begin(oracle)
-    for call in (
-        lambda: oracle.update_trial("none", {"score": 1.0}),
-        lambda: oracle.update_trial(trial.trial_id, {"else": 1.0}),
-        lambda: oracle.end_trial(trial_module.Trial(space(), "none")),
-    ):
-        with pytest.raises(ValueError):
-            call()
-    finish(oracle, trial)
-    assert len(run(oracle)) == 22
+    trial.message = FATAL + "KeyError: 'rate_7'"
+    trial = trial_module.Trial.from_state(trial.get_state() | {"status": "FAILED"})
+    with pytest.raises(SearchFailed, match="KeyError: 'rate_7'"):
+        oracle.end_trial(trial)
+    oracle = make(tmp_path)
+    oracle.reload()
+    assert begin(oracle).trial_id == trial.trial_id
 
 
 KILLS = """

@@ -161,19 +161,25 @@ def settings(**values):
     return config.SearchSettings(**values)
 
 
+def rates_of(point):
+    return {name: rate for name, rate in point.items() if name != "tuner/configuration"}
+
+
 def test_start_points_and_range():
     oracle = search.make_oracle(
         settings(start_points=[1e-5, {"rate": 1e-4, "decay": 0.5}, "kenneweg2022"]),
         Scheme(3),
     )
     flat, decayed, published = oracle.start_points
-    assert set(flat.values()) == {1e-5}
+    assert set(rates_of(flat).values()) == {1e-5}
     assert decayed["head"] == 1e-4 and decayed["encoder_3"] == pytest.approx(5e-5)
     resampled = kenneweg2022().resample(Scheme(3))
-    assert published == pytest.approx(resampled.rates)
+    assert rates_of(published) == pytest.approx(resampled.rates)
     narrow = search.make_oracle(settings(low=2e-5, high=3e-5), Scheme(3))
     assert all(
-        2e-5 <= rate <= 3e-5 for point in narrow.start_points for rate in point.values()
+        2e-5 <= rate <= 3e-5
+        for point in narrow.start_points
+        for rate in rates_of(point).values()
     )
 
 
@@ -206,11 +212,77 @@ def test_the_sequence_must_be_named_where_there_are_several(tmp_path, toml):
         config.load(path, ["search.sequence=a -> z"])
 
 
+def test_one_task_is_no_sequence_to_search(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    loaded = config.load(path, ["sequences.0.tasks=['first']"])
+    with pytest.raises(ValueError, match="at least two tasks.*Received: 'first'"):
+        search.search_sequence(loaded)
+    with pytest.raises(ValueError, match="above `repeats`.*budget = 4, repeats = 4"):
+        config.load(path, ["search.budget=4"])
+
+
+def test_of_three_tasks_the_reward_is_of_all(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    third = (
+        toml.replace(
+            'tasks = ["first", "second"]',
+            """tasks = [
+        "first", "second", "third"]""",
+        )
+        + """
+[[tasks]]
+name = "third"
+source = "files"
+train = "first.csv"
+validation = "second_validation.csv"
+text = "text"
+label = "label"
+"""
+    )
+    path.write_text(third)
+    short = [*SMALL, "search.repeats=0", "search.budget=1"]
+    prepared = search.prepare(config.load(path, short), tmp_path / "out")
+    prepared.run()
+    for row in prepared.rows():
+        # p_o is the mean of the first two.
+        assert row["reward"] == pytest.approx(row["p_s"] + 2 * row["p_o"])
+    prepared.save_results()
+    trials = read_trials(tmp_path / "out")
+    assert trials.reward.tolist() == [row["reward"] for row in prepared.rows()]
+
+
+def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatch):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    elsewhere = ["data.cache=/else", "model.preset=/else", "seeds=[7]", "name=else"]
+    same, other = (
+        search._fingerprint(config.load(path, [*SMALL, *changed]))
+        for changed in (elsewhere, ["training.epochs=2"])
+    )
+    own = search._fingerprint(config.load(path, SMALL))
+    assert own == same != other
+    scheme = Scheme(3)
+    chief = search.make_oracle(settings(), scheme, own)
+
+    class Client:
+        def __init__(self, oracle):
+            self.get_space = chief.get_space
+
+    monkeypatch.setattr(search.BaseTuner, "__init__", lambda self, oracle, **_: (
+        setattr(self, "oracle", Client(oracle))
+    ))  # fmt: skip
+    search.Tuner(search.make_oracle(settings(), scheme, same), None, tmp_path)
+    with pytest.raises(ValueError, match="The chief searches with another configur"):
+        search.Tuner(search.make_oracle(settings(), scheme, other), None, tmp_path)
+
+
 def test_correlations_between_rungs_and_with_forgetting():
     def row(rate, budget, reward, forgetting):
         return {
             "a1": reward / 2 + forgetting, "p_s": reward / 2, "p_o": reward / 2,
-            "head": rate, "budget": budget, "seed": 0, "seconds": 1.0, "sampler": "x",
+            "reward": reward, "head": rate, "budget": budget, "seed": 0,
+            "seconds": 1.0, "sampler": "x",
         }  # fmt: skip
 
     rows = [row(r, 1 / 3, r, 0.0) for r in (0.1, 0.2, 0.3, 0.4)]
@@ -220,6 +292,13 @@ def test_correlations_between_rungs_and_with_forgetting():
         {"budgets": [1 / 3, 1.0], "settings": 3, "spearman": pytest.approx(0.5)}
     ]
     assert found["reward_and_forgetting"] == pytest.approx(-1.0)
+    # A repeat with another seed is averaged: 0.1 and 0.4 are above 0.1, not below.
+    found = search.correlations([*rows, row(0.1, 1.0, 0.4, 0.6)])
+    assert found["between_rungs"][0]["spearman"] == pytest.approx(0.5)
+    found = search.correlations([*rows, row(0.1, 1.0, 0.0, 0.6)])
+    assert found["between_rungs"][0]["spearman"] == pytest.approx(0.5)
+    found = search.correlations([*rows, row(0.1, 1.0, -0.1, 0.6)])
+    assert found["between_rungs"][0]["spearman"] == pytest.approx(1.0)
     assert search.correlations(rows[:2]) == {
         "between_rungs": [],
         "reward_and_forgetting": None,
