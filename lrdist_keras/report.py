@@ -464,7 +464,8 @@ def _short(value: float, sign: str = "") -> str:
     """Three decimals without a leading zero."""
     if math.isnan(value):
         return "-"
-    text = f"{value:{sign}.3f}"
+    # Adding 0 takes the sign off what is rounded to it.
+    text = f"{round(value, 3) + 0.0:{sign}.3f}"
     return text if text.lstrip("+-")[0] != "0" else text.replace("0.", ".", 1)
 
 

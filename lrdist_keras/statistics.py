@@ -522,8 +522,13 @@ def _paired(
         for one, other in pairs
         if metric != "forgetting" or (one["learned"] and other["learned"])
     ]
-    values = np.array([one - other for one, other in counted], dtype=float)
+    values = _rounded([one - other for one, other in counted])
     return _Sample(sequence, arm, metric, values, len(pairs) - len(counted))
+
+
+def _rounded(differences: Any) -> np.ndarray:
+    """Differences without the rounding of sums, which is no difference."""
+    return np.round(np.array(differences, dtype=float), 12)
 
 
 def _differences(samples: Sequence[_Sample]) -> tuple[Difference, ...]:
@@ -564,7 +569,7 @@ def _over_sequences(samples: Sequence[_Sample]) -> tuple[Difference, ...]:
             if sample.metric == metric and len(sample.values):
                 groups.setdefault(sample.arm, []).append(sample)
         groups = {arm: group for arm, group in groups.items() if len(group) > 1}
-        units = [np.array([s.values.mean() for s in g]) for g in groups.values()]
+        units = [_rounded([s.values.mean() for s in g]) for g in groups.values()]
         decisions = decide(units)
         for (arm, group), unit, decision in zip(
             groups.items(), units, decisions, strict=True
@@ -617,7 +622,7 @@ def _at_equal_p_s(
                     outside += 1
                 else:
                     rows.append([run[m] for m in metrics] - point)
-            columns = np.reshape(np.array(rows), (len(rows), len(metrics))).T
+            columns = _rounded(rows).reshape(len(rows), len(metrics)).T
             samples += [
                 _Sample(sequence, arm, metric, column, not_learned, outside)
                 for metric, column in zip(metrics, columns, strict=True)
