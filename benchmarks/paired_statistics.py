@@ -23,7 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lrdist_keras.files import write_text
-from lrdist_keras.statistics import LEVEL, bca_interval, decide, t_interval
+from lrdist_keras.statistics import (
+    LEVEL,
+    bca_interval,
+    decide,
+    least_pairs,
+    pairs_needed,
+    t_interval,
+)
 
 PAIRS = (8, 10)
 ARMS = (1, 5, 17)
@@ -57,6 +64,13 @@ def main() -> None:
         for n in PAIRS
         for k in ARMS
     ]
+    needed = [
+        {"effect": effect, "arms": k, "pairs": n}
+        | {"found": marked("normal", n, k, effect, draws)["first"]}
+        for k in ARMS[:2]
+        for effect in EFFECTS[1:]
+        if (n := pairs_needed(np.array([-1, 1]) / math.sqrt(2) + effect, k))
+    ]
     limit = LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / draws)
     result = {
         "draws": draws,
@@ -64,10 +78,12 @@ def main() -> None:
         "without_a_difference": marks,
         "false_positive_limit": limit,
         "power": found,
+        "power_at_the_pairs_needed": needed,
         "versions": {name: version(name) for name in ("numpy", "scipy")},
     }
     write_text(arguments.out, json.dumps(result, indent=1) + "\n")
-    Console(width=80).print(printed(result))
+    for table in (shares(result), powers(result)):
+        Console(width=80).print(table)
     wrong = [
         row
         for row in coverage
@@ -123,7 +139,7 @@ def marked(
     return {name: count / draws for name, count in counts.items()}
 
 
-def printed(result: dict) -> Table:
+def shares(result: dict) -> Table:
     table = Table(title=f"Shares of {result['draws']:,} draws")
     table.add_column("what")
     for pairs in PAIRS:
@@ -150,15 +166,26 @@ def printed(result: dict) -> Table:
                     if (row["noise"], row["arms"]) == (noise, arms)
                 ]
                 add(f"{noise}, no difference, k = {arms}: {what}", key, rows)
-    for arms in ARMS:
-        table.add_section()
-        for effect in EFFECTS:
-            rows = [
-                row
-                for row in result["power"]
-                if (row["effect"], row["arms"]) == (effect, arms)
-            ]
-            add(f"one of k = {arms} differs by {effect:g}: marked", "found", rows)
+    return table
+
+
+def powers(result: dict) -> Table:
+    table = Table(title="One of k arms differs: share of draws with its mark")
+    table.add_column("effect")
+    columns = [(k, n) for k in ARMS for n in PAIRS if n >= least_pairs(k)]
+    for k, n in columns:
+        table.add_column(f"k={k} n={n}", justify="right")
+    for k in ARMS[:2]:
+        table.add_column(f"k={k} needed", justify="right")
+    found = {(r["effect"], r["arms"], r["pairs"]): r["found"] for r in result["power"]}
+    at_needed = {
+        (r["effect"], r["arms"]): f"{r['found']:.3f} ({r['pairs']})"
+        for r in result["power_at_the_pairs_needed"]
+    }
+    for effect in EFFECTS:
+        cells = [f"{found[effect, k, n]:.3f}" for k, n in columns]
+        needed = [at_needed.get((effect, k), "") for k in ARMS[:2]]
+        table.add_row(f"{effect:g}", *cells, *needed)
     return table
 
 

@@ -385,7 +385,7 @@ def pairs_needed(differences: np.ndarray, comparisons: int) -> int | None:
 
     Power 0.8 in the t test at 0.05 / k, the first step of Holm's correction, and at
     least `least_pairs`. The mean and deviation observed are themselves uncertain, and
-    so is this number.
+    so is this number; close to `least_pairs` the sign-flip test takes one or two more.
 
     Args:
         differences: Differences, shape [pairs].
