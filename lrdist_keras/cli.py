@@ -63,6 +63,7 @@ def compare(
         summaries = statistics.summarize(records)
         prepared.save_results(records)
         console.print(report.results_table(summaries, configuration.name))
+        _print_statistics(configuration, records)
         report.save_picture(folder / "comparison.png", records, prepared.distributions)
     print(f"Results: {folder}/results.json, {folder}/comparison.png")
 
@@ -188,23 +189,26 @@ def show(
         str, typer.Argument(help="A distribution (file or preset), or a run's folder.")
     ],
 ) -> None:
-    """Prints a distribution, or the table of a comparison."""
+    """Prints a distribution, or the tables of a comparison."""
     with _input_errors():
         from lrdist_keras import report
 
         if Path(what).is_dir():
             from lrdist_keras.comparison import read_runs
+            from lrdist_keras.config import Configuration
             from lrdist_keras.statistics import summarize
 
             records = read_runs(what)
             if not records:
                 raise ValueError(f"The folder '{what}' holds no finished runs.")
-            table = report.results_table(summarize(records), what)
+            _console().print(report.results_table(summarize(records), what))
+            text = (Path(what) / "configuration.json").read_text("utf-8")
+            configuration = Configuration.model_validate_json(text)
+            _print_statistics(configuration, records)
         else:
             from lrdist_keras.distribution import get
 
-            table = report.distribution_table(get(what), what)
-    _console().print(table)
+            _console().print(report.distribution_table(get(what), what))
 
 
 @app.command()
@@ -266,6 +270,27 @@ def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
             )
         kept.remove(found[0])
     return kept
+
+
+def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None:
+    """Prints the tables of differences, or one line that says why there are none."""
+    from lrdist_keras import report
+    from lrdist_keras.comparison import paired_statistics
+    from lrdist_keras.statistics import NoStatistics
+
+    try:
+        found = paired_statistics(configuration, records)
+    except NoStatistics as error:
+        print(f"No statistics: {error}")
+        return
+    console = _console()
+    for table in report.statistics_tables(found):
+        console.print(table)
+    if found.equal_p_s is None:
+        print(
+            "No comparison at equal p_s: the flat-rate curve takes at least two flat "
+            "arms, of strategy plain with one `rate` and no `decay`."
+        )
 
 
 def _search(prepared: Any) -> None:

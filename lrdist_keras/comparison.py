@@ -17,7 +17,13 @@ from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.statistics import METRICS, summarize
+from lrdist_keras.statistics import (
+    METRICS,
+    NoStatistics,
+    Statistics,
+    compare_arms,
+    summarize,
+)
 from lrdist_keras.training import Run, SequentialTrainer, TaskData
 
 
@@ -107,7 +113,11 @@ class Comparison:
         ]
 
     def save_results(self, records: Sequence[dict[str, Any]]) -> None:
-        """Writes `results.json`: configuration, versions, machine, table and runs."""
+        """Writes `results.json`: configuration, versions, machine, tables and runs."""
+        try:
+            statistics = paired_statistics(self.configuration, records).to_json()
+        except NoStatistics as error:
+            statistics = {"unavailable": str(error)}
         results = {
             "name": self.configuration.name,
             "configuration": self.configuration.model_dump(),
@@ -125,6 +135,7 @@ class Comparison:
                 }
                 for s in summarize(records)
             ],
+            "statistics": statistics,
             "runs": list(records),
         }
         text = json.dumps(results, indent=1, allow_nan=False)
@@ -139,6 +150,27 @@ class Comparison:
         arrays = {f"after_{i}_on_{j}": v for (i, j), v in run.logits.items()}
         with replacing(self.folder / "logits" / f"{name}.npz") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def paired_statistics(
+    configuration: Configuration, records: Sequence[Mapping[str, Any]]
+) -> Statistics:
+    """Returns the statistics of a configuration's runs.
+
+    The reference is `report.reference` or the first arm; the flat-rate curve goes
+    through the plain arms with one rate for all groups.
+
+    Raises:
+        NoStatistics: If there is one seed or one arm, or if the arms' seeds differ.
+    """
+    arms = configuration.arms
+    flat_rates = {
+        arm.name: arm.rate
+        for arm in arms
+        if arm.rate is not None and arm.decay is None and arm.strategy == "plain"
+    }
+    reference = configuration.report.reference or arms[0].name
+    return compare_arms(records, reference, flat_rates)
 
 
 def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Comparison:
@@ -203,7 +235,7 @@ def claim(configuration: Configuration, folder: Path) -> None:
             configuration.model_dump(),
             has_results=bool(read_runs(folder)),
             results="runs.jsonl",
-            free=("data.cache", "data.download", "seeds", "search"),
+            free=("data.cache", "data.download", "seeds", "search", "report"),
         )
 
 

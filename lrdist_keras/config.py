@@ -284,6 +284,17 @@ class SearchSettings(_Section):
         return self
 
 
+class ReportSettings(_Section):
+    """What a comparison reports.
+
+    Args:
+        reference: Name of the arm that the others are compared with, the first one if
+            not given. To name one asks for statistics, which need at least two seeds.
+    """
+
+    reference: Name | None = None
+
+
 class Configuration(_Section):
     """What a file says: tasks, sequences of them, arms to compare, a search."""
 
@@ -296,6 +307,7 @@ class Configuration(_Section):
     sequences: list[SequenceSettings] = Field(min_length=1)
     arms: list[ArmSettings] = []
     search: SearchSettings = SearchSettings()
+    report: ReportSettings = ReportSettings()
 
     @field_validator("seeds")
     @classmethod
@@ -324,6 +336,25 @@ class Configuration(_Section):
             raise ValueError(
                 f"search.sequence is '{wanted}', which is none of the sequences"
                 f"{nearest(wanted, known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_can_be_compared_with(self) -> Self:
+        reference = self.report.reference
+        if reference is None:
+            return self
+        known = [arm.name for arm in self.arms]
+        if reference not in known:
+            raise ValueError(
+                f"report.reference is '{reference}', which is none of the arms"
+                f"{nearest(reference, known)}"
+            )
+        if len(self.seeds) < 2:
+            raise ValueError(
+                "report.reference asks for differences paired by seed, which need at "
+                "least 2 seeds; add some to `seeds`, or leave report.reference out. "
+                f"Received: seeds = {self.seeds}"
             )
         return self
 
@@ -433,6 +464,7 @@ def _known_keys(location: list[str]) -> list[str]:
         "sequences": SequenceSettings,
         "arms": ArmSettings,
         "search": SearchSettings,
+        "report": ReportSettings,
     }
     for part in location:
         section = homes.get(part, section)

@@ -14,7 +14,15 @@ from rich.table import Table
 
 from lrdist_keras.distribution import OF_TRIALS, Distribution, Trials
 from lrdist_keras.files import replacing
-from lrdist_keras.statistics import Summary
+from lrdist_keras.statistics import (
+    FLIPS,
+    LEVEL,
+    MOST_PAIRS,
+    POWER,
+    Difference,
+    Statistics,
+    Summary,
+)
 
 _MARKERS = "osD^vP*X"
 _ARMS_PER_TABLE = 4
@@ -74,6 +82,71 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
         "of forgetting."
     )
     return table
+
+
+def statistics_tables(statistics: Statistics) -> list[Table]:
+    """Returns the tables of differences: per sequence, over them, and at equal p_s.
+
+    One row per metric and arm, in 80 columns.
+    """
+    reference = statistics.reference
+    caption = [
+        f"Arm minus '{reference}', paired by seed. t, BCa: 95 % intervals of Student "
+        "and of the bootstrap. p: sign-flip test; Holm: corrected for all comparisons "
+        "of a metric. *: t and Holm agree on a difference. n: pairs. need: seeds that "
+        f"would show this difference (power {POWER:g} in a t test at {LEVEL:g} / "
+        "comparisons). ± beside a metric: binomial standard error of one run, from its "
+        "validation examples."
+    ]
+    if count := sum(statistics.not_learned.values()):
+        arms = ", ".join(f"{a}: {n}" for a, n in statistics.not_learned.items())
+        caption.append(
+            f"{count} of {statistics.runs} runs did not learn ({arms}); their pairs "
+            "are left out of forgetting, and n is red."
+        )
+    sequences = list(dict.fromkeys(d.sequence for d in statistics.paired))
+    tables = []
+    for sequence in sequences:
+        where = f" on {sequence}" if len(sequences) > 1 else ""
+        chosen = [d for d in statistics.paired if d.sequence == sequence]
+        table = _differences_table(
+            f"Differences to {reference}{where}",
+            chosen,
+            statistics.validation_errors[str(sequence)],
+        )
+        lines = [*(caption if sequence == sequences[-1] else []), *_limits(chosen)]
+        table.caption = escape("\n".join(lines)) or None
+        tables.append(table)
+    if over := statistics.over_sequences:
+        table = _differences_table(
+            f"Differences to {reference} on average over sequences",
+            over,
+            bootstrap="two-level",
+        )
+        lines = [
+            "The sequences' means are the units (n, need), as a sample of sequences. "
+            "two-level: the bootstrap over sequences and over the seeds in each.",
+            *_limits(over),
+        ]
+        table.caption = escape("\n".join(lines))
+        tables.append(table)
+    if equal := statistics.equal_p_s:
+        table = _differences_table("Differences to the flat rates at equal p_s", equal)
+        lines = [
+            "Arm minus the line through the flat arms, of the same seed, at the arm's "
+            "p_s: who learns less forgets less. Runs that did not learn are left out.",
+            *_limits(equal),
+        ]
+        for d in equal:
+            if d.outside and d.metric == "p_o":
+                lines.append(
+                    f"'{d.arm}' on {d.sequence}: p_s of {d.outside} of "
+                    f"{d.pairs + d.outside + d.not_learned} runs lies outside the flat "
+                    "arms'; nothing is extrapolated."
+                )
+        table.caption = escape("\n".join(lines))
+        tables.append(table)
+    return tables
 
 
 def distribution_table(distribution: Distribution, title: str) -> Table:
@@ -352,6 +425,78 @@ def _literal(text: str) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _differences_table(
+    title: str,
+    differences: Sequence[Difference],
+    errors: Mapping[str, float] | None = None,
+    bootstrap: str = "BCa",
+) -> Table:
+    table = _table(title)
+    table.add_column("arm", overflow="fold")
+    for heading in ("mean", "t", bootstrap, "p", "Holm", "n", "need"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    several = len({d.sequence for d in differences}) > 1
+    for metric in dict.fromkeys(d.metric for d in differences):
+        error = f" ±{_short(errors[metric])}" if errors else ""
+        table.add_section()
+        table.add_row(metric + error, style="bold")
+        for d in (d for d in differences if d.metric == metric):
+            name = f"{d.arm} on {d.sequence}" if several else d.arm
+            n = str(d.pairs)
+            decision = d.decision
+            table.add_row(
+                escape(name),
+                _short(decision.mean, "+") + ("*" if decision.marked else " "),
+                " ".join(_short(bound, "+") for bound in decision.interval),
+                " ".join(_short(bound, "+") for bound in d.bootstrap),
+                _probability(decision.p),
+                _probability(decision.p_holm),
+                f"[red]{n}[/red]" if d.not_learned else n,
+                _needed(d),
+                style="bold" if decision.marked else None,
+            )
+    return table
+
+
+def _limits(differences: Sequence[Difference]) -> list[str]:
+    """What cannot be marked whatever the data, and which p were drawn."""
+    lines = []
+    lacking = [d for d in differences if d.pairs < d.decision.least_pairs]
+    for k in sorted({d.decision.comparisons for d in lacking}):
+        few = [d for d in lacking if d.decision.comparisons == k]
+        pairs = ", ".join(map(str, sorted({d.pairs for d in few})))
+        what = ", ".join(dict.fromkeys(d.metric for d in few))
+        comparisons = "comparison takes" if k == 1 else "comparisons take"
+        lines.append(
+            f"n = {pairs}: too few to mark anything ({what}). {k} {comparisons} at "
+            f"least {few[0].decision.least_pairs}."
+        )
+    if drawn := sorted({d.pairs for d in differences if not d.decision.exact}):
+        pairs = ", ".join(map(str, drawn))
+        lines.append(f"n = {pairs}: p is not exact, but of {FLIPS:,} drawn flips.")
+    return lines
+
+
+def _needed(difference: Difference) -> str:
+    if difference.pairs_needed is not None:
+        return str(difference.pairs_needed)
+    known = difference.pairs > 1 and difference.decision.mean != 0
+    return f">{MOST_PAIRS}" if known else "-"
+
+
+def _probability(p: float) -> str:
+    return "1" if p >= 0.9995 else f"{p:.3f}"[1:] if p >= 0.001 else "<.001"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Three decimals without a leading zero."""
+    if math.isnan(value):
+        return "-"
+    # Adding 0 takes the sign off what is rounded to it.
+    text = f"{round(value, 3) + 0.0:{sign}.3f}"
+    return text if text.lstrip("+-")[0] != "0" else text.replace("0.", ".", 1)
 
 
 def _with_deviation(mean: float, deviation: float) -> str:

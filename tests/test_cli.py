@@ -65,6 +65,50 @@ def test_compare_from_beginning_to_end(config, tmp_path):
     shown = lrdist("show", out)
     assert shown.returncode == 0
     assert "p_s + p_o" in shown.stdout
+    for printed in (again.stdout, shown.stdout):
+        (line,) = (x for x in printed.splitlines() if x.startswith("No statistics"))
+        assert "at least 2 seeds" in line and "Received: seeds = [3]" in line
+    results = json.loads((out / "results.json").read_text())
+    assert "at least 2 seeds" in results["statistics"]["unavailable"]
+
+
+def lines_of_runs(arms, seeds):
+    keys = ("a1", "p_s", "p_o", "reward", "forgetting")
+    values = {"accuracy": [[0.5, None], [0.5, 0.5]], "examples": [100, 400]}
+    return [
+        json.dumps(
+            {"sequence": "first -> second", "arm": arm, "seed": seed, "learned": True}
+            | values
+            | dict.fromkeys(keys, 0.5 + arms.index(arm) / 10 + seed / 100)
+        )
+        for arm in arms
+        for seed in seeds
+    ]
+
+
+def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path, toml):
+    from lrdist_keras.config import load
+
+    (tmp_path / "c.toml").write_text(toml)
+    chosen = load(tmp_path / "c.toml", ["report.reference=kenneweg"])
+    (tmp_path / "configuration.json").write_text(chosen.model_dump_json())
+    lines = lines_of_runs(["flat", "ewc", "kenneweg"], range(7))
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines) + "\n")
+    shown = lrdist("show", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "Differences to kenneweg" in shown.stdout
+    # Two comparisons, seven seeds: the fewest with which a difference can be marked.
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert ["flat", "-.200*", "-.200", "-.200", "-.200", "-.200"] in [
+        row[:6] for row in rows
+    ]
+    assert "No comparison at equal p_s" in shown.stdout
+
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    shown = lrdist("show", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "'flat' on 'first -> second' has [6] more" in shown.stdout
+    assert "p_s + p_o" in shown.stdout and "Differences to" not in shown.stdout
 
 
 def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):

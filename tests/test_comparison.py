@@ -68,6 +68,29 @@ def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
             comparison.read_runs(tmp_path)
 
 
+def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):
+    arms = (
+        'arms=[{name="a", rate=1e-2}, {name="b", rate=1e-3}, '
+        '{name="decay", rate=1e-1, decay=0.9}, {name="d", distribution="kenneweg2022"},'
+        '{name="ewc", rate=1e-3, strategy="ewc", strength=1}]'
+    )
+    names = ["a", "b", "decay", "d", "ewc"]
+    records = [
+        {"sequence": "a -> b", "arm": arm, "seed": seed, "learned": True}
+        | {"accuracy": [[0.5, None], [0.5, 0.5]], "examples": [9, 9]}
+        | dict.fromkeys(METRICS, 0.5)
+        for arm in names
+        for seed in (0, 1)
+    ]
+    found = comparison.paired_statistics(configuration(arms), records)
+    assert found.reference == "a"
+    assert {d.arm for d in found.paired} == {"b", "decay", "d", "ewc"}
+    # The others are compared with the curve, which is made of a and b.
+    assert {d.arm for d in found.equal_p_s} == {"decay", "d", "ewc"}
+    chosen = configuration(arms, "report.reference=ewc")
+    assert comparison.paired_statistics(chosen, records).reference == "ewc"
+
+
 def test_too_many_training_examples(tmp_path, configuration):
     with pytest.raises(ValueError, match="'second': `train_examples`.*64 examples"):
         comparison.prepare(
@@ -109,6 +132,17 @@ def test_a_whole_comparison(tmp_path, configuration):
     row = next(row for row in results["table"] if row["arm"] == "flat")
     values = [by_key["flat", seed]["p_s"] for seed in (0, 1)]
     assert row["mean"]["p_s"] == pytest.approx(np.mean(values))
+
+    statistics = results["statistics"]
+    assert statistics["reference"] == "flat" and statistics["equal_p_s"] is None
+    (p_s,) = (
+        d
+        for d in statistics["paired"]
+        if (d["arm"], d["metric"]) == ("kenneweg", "p_s")
+    )
+    others = [by_key["kenneweg", seed]["p_s"] for seed in (0, 1)]
+    assert p_s["decision"]["mean"] == pytest.approx(np.mean(others) - np.mean(values))
+    assert not p_s["decision"]["marked"]
 
     with np.load(folder / "logits" / "0-0-0.npz") as arrays:
         assert sorted(arrays) == ["after_0_on_0", "after_1_on_0", "after_1_on_1"]

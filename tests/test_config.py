@@ -99,6 +99,13 @@ def test_wrong_overrides(write, override, message):
         ('name = "small"', "", "the key 'name' is missing"),
         ('text = "text"', 'text = ["a", "b", "c"]', "the two of a pair"),
         ("[model]", "[model", "is not TOML"),
+        ("[model]", '[report]\nreference = "flta"\n[model]', "did you mean 'flat'"),
+        ("[model]", '[report]\nrefrence = "flat"\n[model]', "'reference'"),
+        (
+            "seeds = [0, 1]",
+            'seeds = [4]\nreport = {reference = "flat"}',
+            r"at least 2 seeds.*Received: seeds = \[4\]",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_and_rule(

@@ -7,7 +7,7 @@ from rich.console import Console
 from lrdist_keras import report
 from lrdist_keras.distribution import flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
-from lrdist_keras.statistics import METRICS, summarize
+from lrdist_keras.statistics import METRICS, compare_arms, summarize
 
 SCHEME = Scheme(2)
 
@@ -31,6 +31,8 @@ def record(arm="flat", seed=0, learned=True, p_s=0.8, sequence="a -> b"):
                 "accuracy": {sequence.split(" -> ")[0]: [0.9, 0.8, 0.7]},
             }
         },
+        "accuracy": [[0.9, None], [0.7, p_s]],
+        "examples": [100, 400],
         **dict(zip(METRICS, [0.9, p_s, 0.7, p_s + 0.7, 0.2], strict=True)),
     }
 
@@ -49,6 +51,64 @@ def test_the_results_fit_a_terminal_of_80_columns():
     shown = text(report.results_table(summarize(records), "title"))
     assert "0.375±.177" in shown and "0.200±.000" in shown and "2/2" in shown
     assert "…" not in shown
+
+
+def differences(seeds, sequences=("a -> b",), learned=True):
+    arms = {"flat 5e-5": 0.8, "flat 2e-4": 0.9, "kenneweg2022 at 5e-5": 0.84}
+    records = [
+        record(arm, seed, learned or seed > 0, p_s + seed % 3 / 100, sequence)
+        for sequence in sequences
+        for arm, p_s in arms.items()
+        for seed in range(seeds)
+    ]
+    return compare_arms(records, "flat 5e-5", {"flat 5e-5": 5e-5, "flat 2e-4": 2e-4})
+
+
+def test_the_differences_fit_a_terminal_of_80_columns():
+    tables = report.statistics_tables(differences(21, ("a -> b", "b -> a")))
+    shown = [text(table) for table in tables]
+    assert len(shown) == 4 and not any("…" in part for part in shown)
+    assert "Differences to flat 5e-5 on b -> a" in shown[1]
+    assert "on average over sequences" in shown[2] and "two-level" in shown[2]
+    assert "at equal p_s" in shown[3]
+    assert "n = 21: p is not exact, but of 19,999 drawn flips." in shown[1]
+
+
+def test_a_difference_is_shown_with_its_intervals_tests_and_mark():
+    (table, equal) = report.statistics_tables(differences(8))
+    rows = [line.split() for line in text(table).splitlines()]
+    # 2 / 2^8 = 0.0078, and twice that for two comparisons.
+    shown = "kenneweg2022 at 5e-5 +.040* +.040 +.040 +.040 +.040 .008 .016 8 7"
+    assert shown.split() in rows
+    # sqrt(0.8 * 0.2 / 400), on average over p_s from 0.80 to 0.82.
+    assert ["p_s", "±.020"] in rows
+    caption = " ".join(text(table, 300).split())
+    assert "too few" not in caption and "did not learn" not in caption
+    # p_o is .700 everywhere: nothing but rounding lies between arm and line.
+    shown = "kenneweg2022 at 5e-5 +.000 +.000 +.000 +.000 +.000 1 1 8 -"
+    assert shown.split() in [line.split() for line in text(equal).splitlines()]
+
+
+def test_what_is_missing_for_a_mark_is_said():
+    (table, _) = report.statistics_tables(differences(7, learned=False))
+    caption = " ".join(text(table, 300).split())
+    assert "3 of 21 runs did not learn (flat 5e-5: 1, flat 2e-4: 1, kenn" in caption
+    assert (
+        "n = 6: too few to mark anything (forgetting). 2 comparisons take at least 7."
+    ) in caption
+
+
+def test_an_arm_outside_the_flat_curve_is_named():
+    records = [
+        record(arm, seed, p_s=p_s)
+        for arm, p_s in {"[a]": 0.7, "b": 0.8, "c": 0.9}.items()
+        for seed in range(2)
+    ]
+    compared = compare_arms(records, "b", {"[a]": 1e-5, "b": 1e-4})
+    (_, equal) = report.statistics_tables(compared)
+    shown = " ".join(text(equal, 200).split())
+    assert "'c' on a -> b: p_s of 2 of 2 runs lies outside the flat arms'" in shown
+    assert "c - - - - - 1 1 0 -" in shown
 
 
 def test_the_group_table_fits_a_terminal_whatever_the_number_of_arms():
