@@ -41,13 +41,10 @@ def forgetting(matrix: np.ndarray) -> float:
 def task_forgetting(matrix: np.ndarray) -> np.ndarray:
     """Returns the forgetting of each earlier task, shape [tasks - 1].
 
-    f_j = max over j <= i < T of R[i, j], minus R[T, j]: the terms of equation 3 of
-    arXiv 1801.10112. What was evaluated before task j was trained (i < j) does not
-    count: it was not learned, and cannot be forgotten.
+    f_j = max over i < T of R[i, j], minus R[T, j]: the terms of equation 3 of arXiv
+    1801.10112, the maximum over what was evaluated.
     """
-    earlier = np.tril(np.ones_like(matrix, dtype=bool))[:-1, :-1]
-    best = np.max(matrix[:-1, :-1], axis=0, initial=-np.inf, where=earlier)
-    return best - matrix[-1, :-1]
+    return np.nanmax(matrix[:-1, :-1], axis=0) - matrix[-1, :-1]
 
 
 def average_accuracy(matrix: np.ndarray) -> float:
