@@ -13,6 +13,7 @@ from lrdist_keras.encoding import Encoded, evaluation_batches
 from lrdist_keras.models import Encoder
 
 _LAYER = re.compile(r"transformer_layer_\d+")
+_LONG = 4096  # texts from which on progress is shown
 
 
 class FeatureReader:
@@ -60,10 +61,19 @@ class FeatureReader:
 
     def _read(self, program: Any, weights: Sequence[Any], data: Encoded) -> np.ndarray:
         import jax.numpy as jnp
+        from rich.console import Console
+        from rich.progress import track
 
         weights = [jnp.asarray(weight) for weight in weights]
         result: np.ndarray | None = None
-        for batch in evaluation_batches(data, self.max_length, self.batch_size):
+        for batch in track(
+            evaluation_batches(data, self.max_length, self.batch_size),
+            "Reading features",
+            total=-(-len(data) // self.batch_size),
+            console=Console(stderr=True),
+            transient=True,
+            disable=len(data) < _LONG,
+        ):
             inputs = data.arrays(batch.indices, batch.length)
             found = np.asarray(program(weights, inputs))
             if result is None:
