@@ -279,8 +279,9 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 
 def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     if not path.is_file():
+        array = compute()
         with replacing(path) as file:
-            np.save(file, compute())
+            np.save(file, array)
     return np.load(path)
 
 
