@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,19 @@ Name = Annotated[
 # Above the limits float32 would overflow in training.
 Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+
+# What the authors' code does otherwise than arXiv 2404.01317 says.
+Fault = Literal[
+    "softmax_before_loss",
+    "bytes_literal_texts",
+    "no_shuffling",
+    "carry_moments",
+    "report_on_tuning_split",
+    "random_length_halving",
+    "cluster_on_validation",
+    "early_stopping_first_task",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class _Section(BaseModel):
@@ -79,8 +92,10 @@ class TaskSettings(_Section):
         name: How the task is called in sequences and reports.
         source: `glue/<task>`, `bbc/topic`, `bbc/headline` or `files`.
         train_examples: Number of training examples, a stratified subset drawn by the
-            run's seed; all of them if not given.
-        validation_examples: The same for validation, drawn once for all seeds.
+            run's seed; all of them if not given. Where a shift divides the task, it
+            is the number of each part.
+        validation_examples: The same for validation, drawn once for all seeds, before
+            a shift divides the task.
         epochs: Epochs of this task, if other than those of `training`.
         train: For `files`: the training file, CSV, TSV or JSON lines.
         validation: For `files`: the validation file; without it a stratified tenth of
@@ -123,14 +138,45 @@ class TaskSettings(_Section):
 
 
 class SequenceSettings(_Section):
-    """Tasks that are trained one after the other."""
+    """What is trained one after the other: tasks, or parts of one task.
+
+    Args:
+        tasks: Names of the tasks; for `length` and `cluster` the one that is divided.
+        shift: What changes from one to the next: `task`; `length`, the shorter half of
+            a task's texts, then the longer; `cluster`, its clusters by what the
+            pretrained model sees, largest first; `domain`, the source of the texts,
+            while the classes stay.
+        clusters: For `cluster`: how many, 2 if not given.
+    """
 
     tasks: list[Name] = Field(min_length=1)
+    shift: Literal["task", "length", "cluster", "domain"] = "task"
+    clusters: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _tasks_fit_the_shift(self) -> Self:
+        count = len(self.tasks)
+        if self.shift in ("length", "cluster") and count != 1:
+            raise ValueError(
+                f"shift = '{self.shift}' divides one task, so `tasks` must name one. "
+                f"Received: {count}"
+            )
+        if self.shift == "domain" and count < 2:
+            raise ValueError(
+                "shift = 'domain' goes from one task to another with the same classes, "
+                f"so `tasks` must name at least two. Received: {count}"
+            )
+        if self.shift != "cluster" and self.clusters is not None:
+            raise ValueError("`clusters` goes with shift = 'cluster'")
+        return self
 
     @property
     def name(self) -> str:
         """The sequence in words."""
-        return " -> ".join(self.tasks)
+        tasks = " -> ".join(self.tasks)
+        if self.shift == "cluster":
+            return f"{tasks} ({self.clusters or 2} clusters)"
+        return tasks if self.shift == "task" else f"{tasks} ({self.shift})"
 
 
 class ArmSettings(_Section):
@@ -296,10 +342,15 @@ class ReportSettings(_Section):
 
 
 class Configuration(_Section):
-    """What a file says: tasks, sequences of them, arms to compare, a search."""
+    """What a file says: tasks, sequences of them, arms to compare, a search.
+
+    `compat` lists the faults of the authors' code that are to be reproduced, or is
+    `paper` for all of them.
+    """
 
     name: Name
     seeds: list[Seed] = Field(default=[0], min_length=1)
+    compat: list[Fault] = []
     model: ModelSettings
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
@@ -308,6 +359,16 @@ class Configuration(_Section):
     arms: list[ArmSettings] = []
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _paper_is_every_fault(cls, compat: Any) -> Any:
+        return list(FAULTS) if compat == "paper" else compat
+
+    @field_validator("compat")
+    @classmethod
+    def _faults_differ(cls, compat: list[Fault]) -> list[Fault]:
+        return _unique(compat, "fault")
 
     @field_validator("seeds")
     @classmethod

@@ -20,6 +20,7 @@ Texts = tuple[Sequence[str], ...]
 
 _FORMAT = "1"  # of the cache; part of its key
 _CHUNK = 4096  # texts that are tokenised at a time
+_LONG_CHUNK = 64  # the same where they are long: KerasHub pads them all to the limit
 _SMALLEST_BUCKET = 32
 
 
@@ -177,6 +178,30 @@ def take(encoded: Encoded, indices: np.ndarray) -> Encoded:
         encoded.labels[indices],
         encoded.pad_id,
     )
+
+
+def uncut_lengths(
+    split: Split, encoded: Encoded, tokenizer: Tokenizer, max_length: int
+) -> np.ndarray:
+    """Returns the numbers of tokens that texts have without any limit.
+
+    Args:
+        split: Texts; of pairs the tokens are counted together.
+        encoded: The same texts, encoded with at most `max_length` tokens.
+        tokenizer: The tokenizer they were encoded with.
+        max_length: Tokens per example at most, special tokens included.
+
+    Returns:
+        Numbers with special tokens, int64, shape [examples].
+    """
+    lengths, limit = encoded.lengths.copy(), max_length
+    # Those that reach the limit may have been cut: they are encoded with a higher one.
+    while len(cut := np.flatnonzero(lengths >= limit)):
+        limit *= 4
+        for rows in np.split(cut, range(_LONG_CHUNK, len(cut), _LONG_CHUNK)):
+            found = tokenizer.encode(split.take(rows).texts, limit)
+            lengths[rows] = [len(ids) for ids, _ in found]
+    return lengths
 
 
 def buckets(max_length: int) -> list[int]:

@@ -5,16 +5,31 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 
-from lrdist_keras.config import Configuration
-from lrdist_keras.encoding import encode, load_tokenizer
+from lrdist_keras.config import Configuration, SequenceSettings
+from lrdist_keras.encoding import (
+    Tokenizer,
+    encode,
+    load_tokenizer,
+    take,
+    uncut_lengths,
+)
+from lrdist_keras.features import FeatureReader
 from lrdist_keras.models import find_preset, load_encoder
-from lrdist_keras.tasks import Split, load_task
+from lrdist_keras.shifts import (
+    LabelShares,
+    Part,
+    cached_cluster_shift,
+    check_parts,
+    label_table,
+    length_shift,
+)
+from lrdist_keras.tasks import Split, Task, as_bytes_literals, load_task
 from lrdist_keras.training import SequentialTrainer, TaskData
 
 _PACKAGES = (
@@ -32,19 +47,126 @@ _PACKAGES = (
 )
 
 
+_CLUSTER_SEED = 0  # one for all runs, which compare arms on the same parts
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The model and the data of a configuration, checked.
 
     Args:
+        configuration: What was loaded.
         trainer: Trains sequences on the encoder.
+        tokenizer: The checkpoint's tokenizer.
         tasks: Encoded tasks by name.
-        train: Texts and labels that each task is trained on, by name.
+        texts: Texts and labels of the same tasks, as their sources have them.
     """
 
+    configuration: Configuration
     trainer: SequentialTrainer
+    tokenizer: Tokenizer
     tasks: dict[str, TaskData]
-    train: dict[str, Split]
+    texts: dict[str, Task]
+
+    @property
+    def train(self) -> dict[str, Split]:
+        """Texts and labels that each task is trained on, by name."""
+        return {name: task.splits["train"] for name, task in self.texts.items()}
+
+    def shifted(self, sequence: SequenceSettings) -> Loaded:
+        """Returns what a sequence trains one after the other, in its order.
+
+        For the shifts `task` and `domain` that is its tasks; for `length` and `cluster`
+        the parts of its task, called `sst2 (short)` or `sst2 (cluster 1)`.
+
+        Raises:
+            ValueError: If the tasks do not fit the shift, or a part cannot be trained.
+            OSError: If the cache cannot be written.
+        """
+        if sequence.shift in ("task", "domain"):
+            if sequence.shift == "domain":
+                self._check_classes(sequence)
+            return replace(
+                self,
+                tasks={name: self.tasks[name] for name in sequence.tasks},
+                texts={name: self.texts[name] for name in sequence.tasks},
+            )
+        (task,) = sequence.tasks
+        parts = self._parts(sequence)
+        check_parts(
+            parts,
+            self.tasks[task].train.labels,
+            self.tasks[task].train_examples,
+            f"The sequence '{sequence.name}'",
+        )
+        data, texts = {}, {}
+        for part in parts:
+            name = f"{task} ({part.name})"
+            data[name] = replace(
+                self.tasks[task],
+                name=name,
+                train=take(self.tasks[task].train, part.train),
+                validation=take(self.tasks[task].validation, part.validation),
+            )
+            splits = {
+                "train": self.texts[task].splits["train"].take(part.train),
+                "validation": self.texts[task]
+                .splits["validation"]
+                .take(part.validation),
+            }
+            texts[name] = replace(self.texts[task], name=name, splits=splits)
+        return replace(self, tasks=data, texts=texts)
+
+    def label_table(self) -> list[LabelShares]:
+        """Returns the label distributions of tasks that have the same classes."""
+        tasks = list(self.tasks.values())
+        return label_table(
+            [task.name for task in tasks],
+            [task.train.labels for task in tasks],
+            [task.validation.labels for task in tasks],
+            tasks[0].classes,
+        )
+
+    def _parts(self, sequence: SequenceSettings) -> list[Part]:
+        (name,) = sequence.tasks
+        task, texts = self.tasks[name], self.texts[name]
+        compat = self.configuration.compat
+        max_length = self.configuration.training.max_length
+        if sequence.shift == "length":
+            train, validation = (
+                uncut_lengths(
+                    _seen(texts.splits[split], self.configuration),
+                    data,
+                    self.tokenizer,
+                    max_length,
+                )
+                for split, data in (
+                    ("train", task.train),
+                    ("validation", task.validation),
+                )
+            )
+            return length_shift(train, validation, "random_length_halving" in compat)
+        return cached_cluster_shift(
+            FeatureReader(self.trainer.encoder, max_length),
+            task.train,
+            task.validation,
+            sequence.clusters or 2,
+            _CLUSTER_SEED,
+            self.configuration.data.cache,
+            "cluster_on_validation" in compat,
+        )
+
+    def _check_classes(self, sequence: SequenceSettings) -> None:
+        first, *others = sequence.tasks
+        wanted = self.texts[first].class_names
+        for name in others:
+            if (found := self.texts[name].class_names) != wanted:
+                raise ValueError(
+                    f"The sequence '{sequence.name}': with shift = 'domain' all tasks "
+                    "must have the same classes in the same order; set `class_names` "
+                    f"where they only are called otherwise. '{first}' has "
+                    f"{list(wanted)}. Received for '{name}': {list(found)}"
+                )
 
 
 def load(configuration: Configuration, names: Collection[str]) -> Loaded:
@@ -79,7 +201,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     for name, (settings, task) in loaded.items():
         train, validation = (
             encode(
-                task.splits[split],
+                _seen(task.splits[split], configuration),
                 tokenizer,
                 training.max_length,
                 configuration.data.cache,
@@ -101,8 +223,15 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         configuration.model.encoder_groups,
         configuration.model.rounding,
     )
-    splits = {name: task.splits["train"] for name, (_, task) in loaded.items()}
-    return Loaded(trainer, tasks, splits)
+    texts = {name: task for name, (_, task) in loaded.items()}
+    return Loaded(configuration, trainer, tokenizer, tasks, texts)
+
+
+def _seen(split: Split, configuration: Configuration) -> Split:
+    """Returns a split as the model sees it."""
+    if "bytes_literal_texts" in configuration.compat:
+        return as_bytes_literals(split)
+    return split
 
 
 def versions() -> dict[str, str]:

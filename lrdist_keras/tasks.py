@@ -64,11 +64,13 @@ class Task:
 
     Args:
         name: Its name.
+        source: Where it comes from, such as `glue/cola`.
         splits: Splits by name: `train` and `validation`.
         class_names: Names of the classes in the order of their numbers.
     """
 
     name: str
+    source: str
     splits: Mapping[str, Split]
     class_names: tuple[str, ...]
 
@@ -252,7 +254,7 @@ def _load_glue(name: str, data: DataSettings) -> Task:
         texts = tuple([text.decode("utf-8") for text in table[c]] for c in columns)
         splits[split] = Split(texts, labels)
         class_names = info.features["label"].names
-    return Task(name, splits, tuple(class_names))
+    return Task(name, f"glue/{name}", splits, tuple(class_names))
 
 
 def _load_bbc(source: str) -> Task:
@@ -287,12 +289,12 @@ def _load_bbc(source: str) -> Task:
         bodies = [body for _, body in articles]
         whole = Split((bodies,), topic_of)
         splits = {name: whole.take(part) for name, part in parts.items()}
-        return Task(source, splits, tuple(topics))
+        return Task(source, source, splits, tuple(topics))
     splits = {
         name: _headlines([articles[i] for i in part], topic_of[part], rng)
         for name, part in parts.items()
     }
-    return Task(source, splits, ("other", "own"))
+    return Task(source, source, splits, ("other", "own"))
 
 
 def _headlines(
@@ -330,7 +332,7 @@ def _load_files(settings: TaskSettings, folder: Path) -> Task:
         )
         rest = np.setdiff1d(np.arange(len(whole)), held)
         splits = {"train": whole.take(rest), "validation": whole.take(held)}
-    return Task(settings.name, splits, tuple(class_names))
+    return Task(settings.name, "files", splits, tuple(class_names))
 
 
 @dataclass(frozen=True)
@@ -494,6 +496,16 @@ def _label(value: Any, where: str) -> int | str:
             f"ones, as in a test split. Received: {value}"
         )
     return value
+
+
+def as_bytes_literals(split: Split) -> Split:
+    """Returns the split with every text wrapped as in the authors' code: `b'…'`.
+
+    They turn the bytes of a text into text by `str`, so that beside the wrapping a
+    character outside of ASCII becomes the escapes of its UTF-8 bytes.
+    """
+    texts = tuple([str(text.encode()) for text in column] for column in split.texts)
+    return Split(texts, split.labels)
 
 
 def majority_rate(labels: np.ndarray) -> float:

@@ -2,6 +2,8 @@ import pytest
 
 from lrdist_keras import config
 
+SEQUENCE = 'tasks = ["first", "second"]'
+
 
 @pytest.fixture
 def write(tmp_path, toml):
@@ -106,6 +108,23 @@ def test_wrong_overrides(write, override, message):
             'seeds = [4]\nreport = {reference = "flat"}',
             r"at least 2 seeds.*Received: seeds = \[4\]",
         ),
+        ("seeds = [0, 1]", 'compat = ["no_shufling"]', "'compat.0'.*no_shuffling"),
+        ("seeds = [0, 1]", 'compat = "papers"', "'compat'.*list"),
+        (
+            "seeds = [0, 1]",
+            'compat = ["no_shuffling", "no_shuffling"]',
+            "every fault may stand only once",
+        ),
+        (SEQUENCE, f'{SEQUENCE}\nshift = "size"', "'sequences.0.shift'.*'length'"),
+        (SEQUENCE, f'{SEQUENCE}\nshift = "length"', "divides one task.*Received: 2"),
+        (SEQUENCE, f'{SEQUENCE}\nshift = "cluster"', "divides one task.*Received: 2"),
+        (SEQUENCE, 'tasks = ["first"]\nshift = "domain"', "at least two.*Received: 1"),
+        (SEQUENCE, f"{SEQUENCE}\nclusters = 2", "goes with shift = 'cluster'"),
+        (
+            SEQUENCE,
+            'tasks = ["first"]\nshift = "cluster"\nclusters = 1',
+            "'sequences.0.clusters'.*greater than or equal to 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_and_rule(
@@ -121,6 +140,53 @@ def test_all_problems_are_told_at_once(write):
         write("epochs = 1\nbatch_size = 8", "epoch = 1\nbatch_size = 0")
     assert "training.epoch" in str(error.value)
     assert "training.batch_size" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "lines, name",
+    [
+        (SEQUENCE, "first -> second"),
+        ('tasks = ["first"]', "first"),
+        ('tasks = ["first"]\nshift = "length"', "first (length)"),
+        ('tasks = ["first"]\nshift = "cluster"', "first (2 clusters)"),
+        ('tasks = ["first"]\nshift = "cluster"\nclusters = 3', "first (3 clusters)"),
+        (f'{SEQUENCE}\nshift = "domain"', "first -> second (domain)"),
+    ],
+)
+def test_a_sequence_is_called_by_its_shift_wherever_it_is_looked_up(write, lines, name):
+    c = write(SEQUENCE, lines, f"search.sequence={name}")
+    assert c.sequences[0].name == c.search.sequence == name
+
+
+def test_one_task_may_be_divided_in_several_ways(write):
+    ways = [
+        'tasks = ["first"]',
+        'tasks = ["first"]\nshift = "length"',
+        'tasks = ["first"]\nshift = "cluster"',
+        'tasks = ["first"]\nshift = "cluster"\nclusters = 3',
+    ]
+    c = write(SEQUENCE, "\n[[sequences]]\n".join(ways))
+    assert len({sequence.name for sequence in c.sequences}) == 4
+    with pytest.raises(ValueError, match="Repeated: .'first .2 clusters.'"):
+        write(SEQUENCE, "\n[[sequences]]\n".join([ways[2], f"{ways[2]}\nclusters = 2"]))
+
+
+def test_faults_are_off_unless_named_and_paper_names_all(write):
+    assert write().compat == []
+    line = "seeds = [0, 1]"
+    two = ["cluster_on_validation", "bytes_literal_texts"]
+    assert write(line, f"compat = {two}").compat == two
+    assert write(line, 'compat = "paper"').compat == [
+        "softmax_before_loss",
+        "bytes_literal_texts",
+        "no_shuffling",
+        "carry_moments",
+        "report_on_tuning_split",
+        "random_length_halving",
+        "cluster_on_validation",
+        "early_stopping_first_task",
+    ]
+    assert len(write("", "", "compat=paper").compat) == 8
 
 
 def test_the_configurations_of_the_project_are_valid(pytestconfig):

@@ -213,3 +213,22 @@ def test_an_evaluation_has_every_example_once():
     indices = np.concatenate([batch.indices for batch in plan])
     assert sorted(indices[indices >= 0]) == list(range(50))
     assert {batch.indices.shape for batch in plan} == {(16,)}
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_uncut_lengths_are_those_of_whole_texts(minilm, tiny_preset, tmp_path, hub):
+    tokenizer = load_tokenizer(str(tiny_preset if hub else minilm))
+    texts = [" ".join(["good", "film"] * n) for n in (1, 40, 2, 90, 7)]
+    lengths = [2 * n + 2 for n in (1, 40, 2, 90, 7)]
+    split = split_of(texts)
+    encoded = encode(split, tokenizer, 16, tmp_path)
+    assert encoded.lengths.tolist() == [4, 16, 6, 16, 16]
+    found = encoding.uncut_lengths(split, encoded, tokenizer, 16)
+    assert found.tolist() == lengths
+    # Both texts of a pair and their three special tokens.
+    pairs = split_of(texts, texts[::-1])
+    encoded = encode(pairs, tokenizer, 16, tmp_path)
+    found = encoding.uncut_lengths(pairs, encoded, tokenizer, 16)
+    assert found.tolist() == [
+        a + b - 1 for a, b in zip(lengths, lengths[::-1], strict=True)
+    ]

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 # From the bottom up: a module imports only what stands before it.
 ORDER = """
-files imports groups distribution optimizer metrics statistics config tasks encoding
-models regularizers training preparation surrogate oracle distributed search comparison
-report cli
+files imports groups distribution optimizer metrics drift statistics config tasks
+encoding models features shifts regularizers training preparation surrogate oracle
+distributed search comparison report cli
 """.split()
 
 

@@ -275,3 +275,23 @@ def test_files_of_other_kinds(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match="holds no examples"):
         from_files(tmp_path, "empty.csv")
+
+
+def test_bytes_literals_are_what_python_prints_for_the_bytes_of_a_text():
+    texts = ["good", "it's", 'a "b" c\'d', "caf\u00e9\n"]
+    split = tasks.Split((texts, texts[::-1]), np.arange(4))
+    wrapped = tasks.as_bytes_literals(split)
+    expected = ["b'good'", 'b"it\'s"', "b'a \"b\" c\\'d'", "b'caf\\xc3\\xa9\\n'"]
+    assert wrapped.texts == (expected, expected[::-1])
+    assert wrapped.labels is split.labels
+
+
+def test_a_task_says_where_it_comes_from(tmp_path, bbc):
+    write_rows(tmp_path / "train.csv", ["a", "b"] * 20, [0, 1] * 20)
+    assert from_files(tmp_path).source == "files"
+    assert [task.source for task in bbc] == ["bbc/topic", "bbc/headline"]
+
+
+def test_a_glue_task_says_which(shared):
+    task = load("glue/rte", DataSettings(dir=str(shared / "tfds")))
+    assert (task.name, task.source) == ("t", "glue/rte")
