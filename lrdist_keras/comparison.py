@@ -51,9 +51,10 @@ class Comparison:
             if (sequence.name, arm.name, seed) not in done
         ]
 
-    def steps(self, sequence: SequenceSettings) -> int:
-        """Returns the training steps of one run of a sequence."""
-        return self.trainer.steps([self.tasks[name] for name in sequence.tasks])
+    def steps(self, sequence: SequenceSettings, arm: ArmSettings) -> int:
+        """Returns the training steps of one run of a sequence with an arm."""
+        tasks = [self.tasks[name] for name in sequence.tasks]
+        return self.trainer.steps(tasks, arm=arm)
 
     def run(
         self,
