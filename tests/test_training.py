@@ -3,44 +3,17 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from training_cases import data, same, task, trained
 
 from lrdist_keras import training
 from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
-from lrdist_keras.encoding import Encoded, take
+from lrdist_keras.encoding import take
 from lrdist_keras.models import load_encoder
 from lrdist_keras.training import SequentialTrainer, TaskData
 
 PLAIN = ArmSettings(name="plain", rate=1e-3)
 EWC = ArmSettings(name="ewc", rate=1e-3, strategy="ewc", strength=0.0)
-
-
-def data(seed, count=36, classes=2, shortest=4, longest=30, vocabulary=30):
-    """Random ids whose label is told by the part of the vocabulary they are from."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(shortest, longest, count)
-    labels = rng.integers(0, classes, count).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    part = (vocabulary - 5) // classes
-    start = 5 + part * np.repeat(labels, lengths)
-    ids = (start + rng.integers(0, part, offsets[-1])).astype(np.int32)
-    ids[offsets[:-1]] = 2
-    return Encoded(ids, offsets, lengths, labels, 0)
-
-
-def task(name, seed, classes=2, epochs=2, **settings):
-    train, validation = data(seed, classes=classes), data(seed + 50, 24, classes)
-    return TaskData(
-        **{
-            "name": name,
-            "train": train,
-            "validation": validation,
-            "classes": classes,
-            "train_examples": None,
-            "epochs": epochs,
-        }
-        | settings
-    )
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +35,6 @@ def trainer(encoder):
 
 
 TASKS = [task("a", 0), task("b", 1)]
-
-
-def same(one, two):
-    return all(np.array_equal(one.logits[key], two.logits[key]) for key in one.logits)
-
-
-def trained(trainer, tasks, rates, arm, seed=0, **options):
-    """Runs; returns after each task the weights, then the heads of all tasks."""
-    found = []
-
-    def keep(i, weights, heads):
-        found.append([np.array(w) for w in [*weights, *sum(heads, [])]])
-
-    trainer.run(tasks, rates, arm, seed, after_task=keep, **options)
-    return found
 
 
 class OurSchedule(keras.optimizers.schedules.LearningRateSchedule):
