@@ -237,7 +237,7 @@ class ArmSettings(_Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_strategy(cls, given: Any) -> Any:
-        strategy = given.get("strategy", "plain")
+        strategy = given.get("strategy", "plain") if isinstance(given, dict) else None
         if not isinstance(strategy, str):
             return given
         return {**_STRATEGIES.get(strategy, {}), **given}
