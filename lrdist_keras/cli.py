@@ -388,7 +388,7 @@ def _progress(above: Sequence[Any] = ()) -> Any:
 def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
     """Does the runs under a progress bar, with a line for each that is finished."""
     progress = _progress()
-    total = sum(prepared.steps(sequence) for sequence, _, _ in pending)
+    total = sum(prepared.steps(sequence, arm) for sequence, arm, _ in pending)
     skipped = (
         len(prepared.configuration.seeds)
         * len(prepared.configuration.sequences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ import numpy as np
 from lrdist_keras import metrics, preparation
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.encoding import encode, load_tokenizer
 from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
+from lrdist_keras.masked_language import PretrainingFisher, pretraining_fisher
+from lrdist_keras.models import find_preset
 from lrdist_keras.statistics import (
     METRICS,
     NoStatistics,
@@ -24,6 +28,7 @@ from lrdist_keras.statistics import (
     compare_arms,
     summarize,
 )
+from lrdist_keras.tasks import Split
 from lrdist_keras.training import Run, SequentialTrainer, TaskData
 
 
@@ -37,6 +42,7 @@ class Comparison:
         trainer: Trains sequences on the encoder.
         tasks: Encoded tasks by name.
         distributions: Learning rates by name of the arm, on the trainer's scheme.
+        fishers: Fisher of the pretrained weights by name of the arm that needs one.
     """
 
     configuration: Configuration
@@ -44,6 +50,7 @@ class Comparison:
     trainer: SequentialTrainer
     tasks: Mapping[str, TaskData]
     distributions: Mapping[str, Distribution]
+    fishers: Mapping[str, PretrainingFisher]
 
     def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
         """Returns the runs that are not done yet; seeds outermost, to have pairs."""
@@ -57,9 +64,10 @@ class Comparison:
             if (sequence.name, arm.name, seed) not in done
         ]
 
-    def steps(self, sequence: SequenceSettings) -> int:
-        """Returns the training steps of one run of a sequence."""
-        return self.trainer.steps([self.tasks[name] for name in sequence.tasks])
+    def steps(self, sequence: SequenceSettings, arm: ArmSettings) -> int:
+        """Returns the training steps of one run of a sequence with an arm."""
+        tasks = [self.tasks[name] for name in sequence.tasks]
+        return self.trainer.steps(tasks, arm=arm)
 
     def run(
         self,
@@ -85,8 +93,15 @@ class Comparison:
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
                 tasks = [self.tasks[name] for name in sequence.tasks]
+                rates = self.distributions[arm.name]
+                fisher = self.fishers.get(arm.name)
                 run = self.trainer.run(
-                    tasks, self.distributions[arm.name], arm, seed, on_steps
+                    tasks,
+                    rates,
+                    arm,
+                    seed,
+                    on_steps,
+                    pretraining_fisher=fisher.fisher if fisher else None,
                 )
                 record = _record(run, sequence, arm.name, seed)
                 self._save_logits(run, sequence, arm, seed)
@@ -192,9 +207,47 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         arm.name: arm_distribution(arm, given.get(arm.name), loaded.trainer.scheme)
         for arm in configuration.arms
     }
+    fishers = {
+        arm.name: _pretraining_fisher(configuration, arm, loaded.trainer)
+        for arm in configuration.arms
+        if arm.strategy == "ewc_pretraining"
+    }
     return Comparison(
-        configuration, folder, loaded.trainer, loaded.tasks, distributions
+        configuration, folder, loaded.trainer, loaded.tasks, distributions, fishers
     )
+
+
+def _pretraining_fisher(
+    configuration: Configuration, arm: ArmSettings, trainer: SequentialTrainer
+) -> PretrainingFisher:
+    """Estimates it on the arm's raw text, and says how good it is."""
+    path = Path(configuration.data.dir) / (arm.raw_text or "")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Arm '{arm.name}': `raw_text` must name a text file in UTF-8, relative to "
+            f"data.dir. Received: '{path}' ({error})"
+        ) from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ValueError(
+            f"Arm '{arm.name}': a Fisher needs texts, and `raw_text` '{path}' has none."
+        )
+    tokenizer = load_tokenizer(find_preset(configuration.model))
+    length = configuration.training.max_length
+    encoded = encode(
+        Split((texts,), np.zeros(len(texts), np.int32)),
+        tokenizer,
+        length,
+        configuration.data.cache,
+        path.name,
+    )
+    found = pretraining_fisher(
+        trainer.encoder, encoded, tokenizer.mask_id, length, arm.fisher_examples or 1
+    )
+    print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def arm_distribution(

@@ -179,6 +179,29 @@ class SequenceSettings(_Section):
         return tasks if self.shift == "task" else f"{tasks} ({self.shift})"
 
 
+# What each strategy takes beside the learning rates, with its defaults; None must be
+# given. The sources of the numbers are named in `ArmSettings`.
+_STRATEGIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "frozen": {},
+    "lp_ft": {"probe_rate": 1e-3},
+    "ewc": {"strength": 400.0},
+    "ewc_online": {"strength": 400.0, "fisher_decay": 0.95},
+    "ewc_pretraining": {"strength": 2000.0, "raw_text": None, "fisher_examples": 1000},
+    "l2_sp": {"strength": 0.1, "head_strength": 0.01},
+    "recadam": {"strength": 5000.0, "midpoint": 0.25, "steepness": 20.0},
+    "replay": {"examples_per_class": 10},
+    "lwf": {"strength": 1.0, "temperature": 2.0},
+    "wise_ft": {"alpha": 0.5},
+    "sfa": {"alpha": 0.5, "period": 0.25},
+    "lora": {"rank": 8},
+    "joint": {},
+    "single": {},
+}
+_OF_STRATEGIES = sorted({key for keys in _STRATEGIES.values() for key in keys})
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class ArmSettings(_Section):
     """One way of training that is compared with the others.
 
@@ -190,8 +213,32 @@ class ArmSettings(_Section):
         distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`.
         resample: Whether a distribution of another scheme is fitted to the model's.
         rescale: Geometric mean over groups that the distribution is brought to.
-        strategy: `plain`, or `ewc`, with the Fisher of each task so far.
-        strength: Lambda of the strategy's penalty lambda / 2 sum F (w - w*)^2.
+        strategy: What is done against forgetting beside the rates: `plain`, nothing;
+            `frozen`, a linear probe; `lp_ft`, a probe, then fine-tuning; `ewc` with the
+            Fisher of each task so far, `ewc_online` with their running sum,
+            `ewc_pretraining` with that of masked language modelling; `l2_sp`;
+            `recadam`; `replay`; `lwf`, learning without forgetting; `wise_ft` and
+            `sfa`, averages with the previous model after and during training; `lora`;
+            `joint`, all tasks at once; `single`, each task on its own.
+        strength: Lambda of `ewc` (400 in its paper's table of Atari), `ewc_online` and
+            `ewc_pretraining` (2000, what the method's authors used); alpha of `l2_sp`
+            (0.1 in its paper); gamma of `recadam` (5000 in its paper); lambda_o of
+            `lwf` (1 in its paper).
+        head_strength: Beta of `l2_sp`, of the head's plain L2 (0.01 in its paper).
+        fisher_decay: Gamma of `ewc_online`, the factor of the earlier Fisher.
+        raw_text: For `ewc_pretraining`: a text file, one paragraph a line.
+        fisher_examples: For `ewc_pretraining`: pieces of text that the Fisher is of.
+        midpoint: For `recadam`: share of a task's steps at which the pull and the
+            training weigh the same; the paper counts steps (250 of them, or others).
+        steepness: For `recadam`: how fast the one gives way to the other, per task.
+        probe_rate: For `lp_ft`: learning rate of the probe.
+        examples_per_class: For `replay`: what is kept of each class of a task.
+        temperature: For `lwf`: of both softmaxes of the distillation (2 in its paper).
+        alpha: For `wise_ft` and `sfa`: share of the new weights in an average (0.5 is
+            `wise_ft`'s where nothing is known); for `wise_ft` also `training`: what is
+            best on training examples of the tasks so far.
+        period: For `sfa`: share of a task's steps from one average to the next.
+        rank: For `lora`: rank of the adapters (8 in its paper's tables of GLUE).
     """
 
     name: Name
@@ -200,8 +247,46 @@ class ArmSettings(_Section):
     distribution: UserPath | None = None
     resample: bool = False
     rescale: Rate | None = None
-    strategy: Literal["plain", "ewc"] = "plain"
+    strategy: Literal[
+        "plain",
+        "frozen",
+        "lp_ft",
+        "ewc",
+        "ewc_online",
+        "ewc_pretraining",
+        "l2_sp",
+        "recadam",
+        "replay",
+        "lwf",
+        "wise_ft",
+        "sfa",
+        "lora",
+        "joint",
+        "single",
+    ] = "plain"
     strength: float | None = Field(default=None, ge=0, le=1e30, allow_inf_nan=False)
+    head_strength: float | None = Field(
+        default=None, ge=0, le=1e30, allow_inf_nan=False
+    )
+    fisher_decay: _Share | None = None
+    raw_text: UserPath | None = None
+    fisher_examples: int | None = Field(default=None, ge=1)
+    midpoint: _Share | None = None
+    steepness: float | None = Field(default=None, gt=0, le=1e6)
+    probe_rate: Rate | None = None
+    examples_per_class: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, gt=0, le=1e6)
+    alpha: _Share | Literal["training"] | None = None
+    period: float | None = Field(default=None, gt=0, le=1)
+    rank: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_strategy(cls, given: Any) -> Any:
+        strategy = given.get("strategy", "plain") if isinstance(given, dict) else None
+        if not isinstance(strategy, str):
+            return given
+        return {**_STRATEGIES.get(strategy, {}), **given}
 
     @model_validator(mode="after")
     def _one_source_of_rates(self) -> Self:
@@ -211,10 +296,23 @@ class ArmSettings(_Section):
             raise ValueError("`decay` goes with `rate`")
         if self.distribution is None and (self.resample or self.rescale):
             raise ValueError("`resample` and `rescale` go with `distribution`")
-        if (self.strategy == "plain") != (self.strength is None):
-            raise ValueError(
-                "`strength` must be given with strategy = 'ewc', and only with it"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_strategy(self) -> Self:
+        takes = _STRATEGIES[self.strategy]
+        for key in _OF_STRATEGIES:
+            given = getattr(self, key) is not None
+            if given and key not in takes:
+                homes = [name for name, keys in _STRATEGIES.items() if key in keys]
+                raise ValueError(
+                    f"`{key}` goes with the strategies {', '.join(homes)}, not with "
+                    f"'{self.strategy}'"
+                )
+            if key in takes and not given:
+                raise ValueError(f"the strategy '{self.strategy}' needs `{key}`")
+        if self.strategy == "sfa" and self.alpha == "training":
+            raise ValueError("alpha = 'training' goes with the strategy wise_ft")
         return self
 
 

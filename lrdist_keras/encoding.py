@@ -34,11 +34,13 @@ class Tokenizer:
         encode: From texts (one or two columns) and a maximal length to, for each
             example, its ids with special tokens and the position at which the second
             segment begins (the number of ids where there is none).
+        mask_id: Id that stands for a masked token, None where there is none.
     """
 
     identity: str
     pad_id: int
     encode: Callable[[Texts, int], list[tuple[Sequence[int], int]]]
+    mask_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,9 @@ def _file_tokenizer(content: bytes) -> Tokenizer:
         return result
 
     identity = "file:" + hashlib.sha256(content).hexdigest()
-    return Tokenizer(identity, pad_id, encode)
+    masks = (tokenizer.token_to_id(token) for token in ("[MASK]", "<mask>"))
+    mask_id = next((i for i in masks if i is not None), None)
+    return Tokenizer(identity, pad_id, encode, mask_id)
 
 
 def _keras_hub_tokenizer(preset: str) -> Tokenizer:
@@ -395,4 +399,5 @@ def _keras_hub_tokenizer(preset: str) -> Tokenizer:
         f"keras_hub {keras_hub.__version__}: {identity}",
         pad_id,
         packed if preprocessor is not None else plain,
+        getattr(tokenizer, "mask_token_id", None),
     )

@@ -1,4 +1,4 @@
-"""Penalties that keep weights near those of an earlier task: EWC."""
+"""Penalties that keep weights near those of an earlier task or of the pretraining."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class QuadraticPenalty(NamedTuple):
     """The penalty strength / 2 * sum importance * (weights - anchor)^2.
 
     Args:
-        importance: One array per weight, at least 0; for EWC the diagonal Fisher.
+        importance: One array per weight, at least 0; for EWC the diagonal Fisher. A
+            scalar counts for all entries of its weight.
         anchor: The weights that are drawn to, in the shapes of `importance`.
         strength: The factor lambda, a scalar.
     """
@@ -48,6 +49,89 @@ class QuadraticPenalty(NamedTuple):
             )
         ]
         return QuadraticPenalty(importance, anchor, other.strength)
+
+    def followed_by(self, other: Self, decay: float) -> QuadraticPenalty:
+        """Returns the penalty of online EWC after one more task.
+
+        Its importance is decay * F_old + F_new, its anchor the newest weights alone:
+        section 3.2 of arXiv 1805.06370.
+        """
+        importance = [
+            decay * f1 + f2
+            for f1, f2 in zip(self.importance, other.importance, strict=True)
+        ]
+        return QuadraticPenalty(importance, other.anchor, other.strength)
+
+
+def l2_sp(
+    pretrained: Sequence[Any], head_size: int, strength: float, head_strength: float
+) -> QuadraticPenalty:
+    """Returns L2-SP: alpha / 2 |w - w0|^2 on the backbone, beta / 2 |w|^2 on the head.
+
+    Equation 3 of arXiv 1802.01483, with "starting point" the pretrained weights w0.
+
+    Args:
+        pretrained: Weights of the backbone.
+        head_size: Number of weights (kernel, bias) of the head, which follow them.
+        strength: Alpha.
+        head_strength: Beta.
+    """
+    scalar = jnp.float32
+    importance = [scalar(strength)] * len(pretrained) + [
+        scalar(head_strength)
+    ] * head_size
+    anchor = [*map(jnp.asarray, pretrained), *[scalar(0)] * head_size]
+    return QuadraticPenalty(importance, anchor, scalar(1))
+
+
+class AnnealedPull(NamedTuple):
+    """RecAdam: training that fades in while a pull to the anchor fades out.
+
+    With s the share of the steps done, lambda(s) = 1 / (1 + exp(-k (s - s0))), u the
+    step of the inner optimizer at the rate eta and gamma the strength, a step is
+
+        w <- w + lambda u - (1 - lambda) eta gamma (w - anchor),
+
+    the last lines of algorithm 1 of arXiv 2004.12651, where k and s0 count steps; as
+    shares they fit any budget. Like decoupled weight decay, the pull is no part of the
+    gradient: Adam would divide it away.
+
+    Args:
+        anchor: The weights that are drawn to.
+        strength: Gamma, 5000 in the paper; eta * gamma above 1 overshoots the anchor.
+        midpoint: The share s0 at which pull and training weigh the same.
+        steepness: The factor k.
+    """
+
+    anchor: Weights
+    strength: Any
+    midpoint: Any
+    steepness: Any
+
+    def weight(self, share: Any) -> Any:
+        """Returns lambda, the weight of the training, in [0, 1]."""
+        return jax.nn.sigmoid(self.steepness * (share - self.midpoint))
+
+    def __call__(
+        self,
+        stepped: Sequence[Any],
+        weights: Sequence[Any],
+        rates: Sequence[Any],
+        share: Any,
+    ) -> Weights:
+        """Returns the weights after the pull.
+
+        Args:
+            stepped: Weights after the inner optimizer's step at the rate lambda eta.
+            weights: Weights before it.
+            rates: The rate eta of each weight.
+            share: Share of the steps done, in [0, 1].
+        """
+        factor = (1 - self.weight(share)) * self.strength
+        return [
+            s - factor * rate * (w - a)
+            for s, w, rate, a in zip(stepped, weights, rates, self.anchor, strict=True)
+        ]
 
 
 def squared_gradients(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 
 from lrdist_keras.config import ArmSettings, TrainingSettings
-from lrdist_keras.distribution import Distribution
+from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.encoding import (
     Encoded,
     evaluation_batches,
@@ -22,14 +21,30 @@ from lrdist_keras.encoding import (
 )
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models import Encoder, new_head
-from lrdist_keras.optimizer import LayerwiseOptimizer
-from lrdist_keras.regularizers import QuadraticPenalty, squared_gradients
+from lrdist_keras.programs import Programs, split
+from lrdist_keras.regularizers import AnnealedPull, QuadraticPenalty, Weights, l2_sp
+from lrdist_keras.strategies import (
+    Distillation,
+    Terms,
+    TrainingSet,
+    average,
+    averaging_steps,
+    best_alpha,
+    memory,
+    merged,
+    mixed,
+    new_adapters,
+    with_lora,
+)
 from lrdist_keras.tasks import majority_rate, stratified
 
 _FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
+_ALPHA_EXAMPLES = 200  # of each task, to choose an average by
 
 # What a random draw is for; with the seed and the task it makes the generator.
-_SUBSET, _HEAD, _ORDER, _STATE, _CURVE = range(5)
+_SUBSET, _HEAD, _ORDER, _STATE, _CURVE, _MEMORY, _ALPHA, _ADAPTERS = range(8)
+
+AfterTask = Callable[[int, list, list], None]
 
 
 @dataclass(frozen=True)
@@ -99,23 +114,58 @@ class Run:
     compilations: int
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """One training of a task: what its steps depend on.
+
+    Args:
+        kind: Of the step, see `lrdist_keras.programs.Programs.training`.
+        train: Its examples.
+        active: The tasks whose heads are trained, in the order of `TrainingSet.head`.
+        rates: Learning rates.
+        terms: What it obeys beside the labels.
+        averages: Whether the weights are averaged with those at its beginning.
+    """
+
+    kind: str
+    train: TrainingSet
+    active: tuple[int, ...]
+    rates: Distribution
+    terms: Terms = Terms()
+    averages: bool = False
+
+
+@dataclass
+class _Course:
+    """A run on its way: what it was given, and the model as it is now."""
+
+    tasks: Sequence[TaskData]
+    distribution: Distribution
+    arm: ArmSettings
+    seed: int
+    budget: float
+    on_steps: Callable[[int], None]
+    pretrained: Weights
+    subsets: list[Encoded]
+    memories: list[Encoded]
+    samples: list[Encoded]
+    weights: Weights
+    heads: list[Weights]
+    state: list
+    penalty: QuadraticPenalty | None
+
+
 @dataclass
 class _Clock:
     """Where the time of a run goes."""
 
     start: float = field(default_factory=time.perf_counter)
     training: float = 0.0
-    compiling: float = 0.0
     trained: int = 0
-    compilations: int = 0
 
 
 class SequentialTrainer:
     """Trains sequences of tasks on one encoder, with programs compiled once each.
-
-    There is one program per (kind of strategy, number of classes, bucket): learning
-    rates, the position in the schedule, multipliers, penalties and weights are its
-    arguments.
 
     Args:
         encoder: The pretrained encoder.
@@ -138,8 +188,8 @@ class SequentialTrainer:
         self.scheme, self.groups = path_groups(
             [*paths, "head/kernel", "head/bias"], encoder_groups, rounding
         )
-        self._optimizers: dict[int, LayerwiseOptimizer] = {}
-        self._programs: dict[tuple, Any] = {}
+        self.programs = Programs(encoder, settings, self.groups)
+        self._with_lora: dict[int, SequentialTrainer] = {}
         self._clock = _Clock()
 
     def group_table(self, classes: Sequence[int]) -> list[tuple[str, int, int]]:
@@ -160,14 +210,31 @@ class SequentialTrainer:
             for group, name in enumerate(self.groups)
         ]
 
-    def steps(self, tasks: Sequence[TaskData], budget: float = 1.0) -> int:
-        """Returns the number of training steps of a sequence."""
-        batch = self.settings.batch_size
+    def steps(
+        self,
+        tasks: Sequence[TaskData],
+        budget: float = 1.0,
+        arm: ArmSettings | None = None,
+    ) -> int:
+        """Returns the number of training steps of a sequence.
+
+        Args:
+            tasks: Its tasks.
+            budget: See `run`.
+            arm: Its strategy; plain if not given.
+        """
         sizes = [task.train_examples or len(task.train) for task in tasks]
-        return sum(
-            _budgeted(task.epochs * -(-size // batch), budget)
+        strategy = arm.strategy if arm is not None else "plain"
+        if strategy == "joint":
+            return self._steps(sum(sizes), tasks[-1].epochs, budget)
+        if arm is not None and arm.examples_per_class is not None:
+            kept = [arm.examples_per_class * task.classes for task in tasks]
+            sizes = [size + sum(kept[:i]) for i, size in enumerate(sizes)]
+        once = sum(
+            self._steps(size, task.epochs, budget)
             for task, size in zip(tasks, sizes, strict=True)
         )
+        return 2 * once if strategy == "lp_ft" else once
 
     def run(
         self,
@@ -177,85 +244,175 @@ class SequentialTrainer:
         seed: int,
         on_steps: Callable[[int], None] = lambda steps: None,
         budget: float = 1.0,
+        after_task: AfterTask = lambda i, weights, heads: None,
+        pretraining_fisher: Weights | None = None,
     ) -> Run:
         """Trains the tasks one after the other and evaluates all so far after each.
+
+        Two strategies know no sequence: `joint` trains once, on all tasks, and `single`
+        trains each task alone, from the pretrained weights. Every row of their accuracy
+        matrix holds what this gave, so that by definition nothing is forgotten.
 
         Args:
             tasks: At least one.
             distribution: Learning rates of the trainer's scheme.
-            arm: Its strategy and strength.
-            seed: What everything random follows from: subsets, heads, order, dropout.
+            arm: Its strategy, with its settings.
+            seed: What everything random follows from: subsets, heads, order, dropout,
+                memories, adapters.
             on_steps: Called with the number of training steps just done.
             budget: Share of its steps, in (0, 1], that every task is trained for, with
                 the schedule fitted to that.
+            after_task: Called after each training with the index of its task, the
+                weights in the order of `encoder.weights`, and kernel and bias of each
+                task's head. Later steps take over the memory of these arrays: copy what
+                is to be kept.
+            pretraining_fisher: For `ewc_pretraining`: the Fisher of the pretrained
+                weights, see `lrdist_keras.masked_language`.
 
         Raises:
-            ValueError: If the distribution is of another scheme.
+            ValueError: If the distribution is of another scheme, or if the model or the
+                data do not allow the strategy.
         """
         if distribution.scheme != self.scheme:
             raise ValueError(
                 f"The distribution is of the scheme {distribution.scheme}, the model "
                 f"of {self.scheme}; resample it first."
             )
+        given = (tasks, distribution, arm, seed, on_steps, budget)
+        if arm.strategy != "lora":
+            weights = self.encoder.weights
+            return self._run(
+                self._course(*given, weights, pretraining_fisher), after_task
+            )
+        rank = arm.rank or 1
+        if rank not in self._with_lora:
+            self._with_lora[rank] = SequentialTrainer(
+                with_lora(self.encoder, rank),
+                self.settings,
+                self.scheme.encoder_groups,
+                self.scheme.rounding,
+            )
+        inner = self._with_lora[rank]
+
+        def after_merging(i: int, adapters: list, heads: list) -> None:
+            after_task(i, merged(self.encoder, inner.encoder, adapters), heads)
+
+        adapters = new_adapters(inner.encoder, _rng(seed, _ADAPTERS, 0))
+        return inner._run(inner._course(*given, adapters), after_merging)
+
+    def _course(
+        self,
+        tasks: Sequence[TaskData],
+        distribution: Distribution,
+        arm: ArmSettings,
+        seed: int,
+        on_steps: Callable[[int], None],
+        budget: float,
+        pretrained: Weights,
+        pretraining_fisher: Weights | None = None,
+    ) -> _Course:
+        """Checks and draws all that a run begins with."""
+        subsets = []
+        for i, task in enumerate(tasks):
+            train = task.train
+            if task.train_examples is not None:
+                rng = _rng(seed, _SUBSET, i)
+                train = take(train, stratified(train.labels, task.train_examples, rng))
+            subsets.append(train)
+        memories = []
+        if arm.strategy == "replay":
+            memories = [
+                memory(
+                    subsets[i],
+                    task.classes,
+                    arm.examples_per_class or 0,
+                    _rng(seed, _MEMORY, i),
+                    task.name,
+                )
+                for i, task in enumerate(tasks[:-1])
+            ]
+        if arm.strategy == "joint" and len({task.epochs for task in tasks}) > 1:
+            raise ValueError(
+                "The strategy joint mixes the examples of all tasks, so all need the "
+                f"same `epochs`. Received: {[task.epochs for task in tasks]}"
+            )
+        if arm.strategy == "recadam":
+            factor = distribution.reference_rate * (arm.strength or 0.0)
+            if factor > 1:
+                raise ValueError(
+                    f"Arm '{arm.name}': largest learning rate x `strength` must be at "
+                    "most 1, or the pull of recadam overshoots its anchor; lower one "
+                    f"of them. Received: {factor:g}"
+                )
+        penalty = None
+        if arm.strategy == "ewc_pretraining":
+            if pretraining_fisher is None:
+                raise ValueError(
+                    "The strategy ewc_pretraining needs `pretraining_fisher`, see "
+                    "lrdist_keras.masked_language. Received: None"
+                )
+            penalty = QuadraticPenalty(
+                list(pretraining_fisher), _copy(pretrained), np.float32(arm.strength)
+            )
+        elif arm.strategy == "l2_sp":
+            penalty = l2_sp(
+                pretrained, 2, arm.strength or 0.0, arm.head_strength or 0.0
+            )
+        return _Course(
+            tasks=tasks,
+            distribution=distribution,
+            arm=arm,
+            seed=seed,
+            budget=budget,
+            on_steps=on_steps,
+            pretrained=pretrained,
+            subsets=subsets,
+            memories=memories,
+            samples=[self._curve_sample(task) for task in tasks],
+            weights=_copy(pretrained),
+            heads=[
+                _copy(new_head(task.classes, self.encoder.width, _rng(seed, _HEAD, i)))
+                for i, task in enumerate(tasks)
+            ],
+            state=_copy(self._initial_state(seed)),
+            penalty=penalty,
+        )
+
+    def _run(self, course: _Course, after_task: AfterTask) -> Run:
+        """The loop over the tasks."""
         self._clock = clock = _Clock()
+        compiling, compilations = self.programs.seconds, self.programs.compilations
+        tasks, strategy = course.tasks, course.arm.strategy
         count = len(tasks)
         accuracy = np.full((count, count), np.nan)
         logits: dict[tuple[int, int], np.ndarray] = {}
         curves: dict[str, Curve] = {}
-        heads = [
-            _copy(new_head(task.classes, self.encoder.width, _rng(seed, _HEAD, i)))
-            for i, task in enumerate(tasks)
-        ]
-        samples = [self._curve_sample(task) for task in tasks]
-        weights = _copy(self.encoder.weights)
-        state = _copy(self._initial_state(seed))
-        penalty: QuadraticPenalty | None = None
         for i, task in enumerate(tasks):
-            train = task.train
-            if task.train_examples is not None:
-                chosen = stratified(
-                    train.labels, task.train_examples, _rng(seed, _SUBSET, i)
-                )
-                train = take(train, chosen)
-            earlier = tasks[:i]
-            curve = Curve([], {t.name: [] for t in earlier})
-
-            def sample(
-                step: int, current: list, curve: Curve = curve, i: int = i
-            ) -> None:
-                curve.steps.append(step)
-                for j in range(i):
-                    found = self._evaluate(samples[j], [*current, *heads[j]], tasks[j])
-                    curve.accuracy[tasks[j].name].append(
-                        _accuracy(found, samples[j].labels)
-                    )
-
-            values, state = self._train(
-                train,
-                task,
-                [*weights, *heads[i]],
-                state,
-                distribution,
-                penalty,
-                _rng(seed, _ORDER, i),
-                sample if earlier else None,
-                on_steps,
-                budget,
-            )
-            weights, heads[i] = values[:-2], values[-2:]
+            if strategy == "joint" and i + 1 < count:
+                continue
+            if strategy == "single":
+                course.weights = _copy(course.pretrained)
+            before = _copy(course.weights) if strategy == "wise_ft" else []
+            for stage in self._stages(course, i):
+                curve = self._train(course, i, stage)
+            if strategy == "wise_ft" and i:
+                course.weights = self._averaged(course, i, before)
+            after_task(i, course.weights, course.heads)
             for j, other in enumerate(tasks[: i + 1]):
-                logits[i, j] = self._evaluate(
-                    other.validation, [*weights, *heads[j]], other
+                logits[i, j] = (
+                    logits[j, j]
+                    if strategy == "single" and j < i
+                    else self._logits(other.validation, course, j)
                 )
                 accuracy[i, j] = _accuracy(logits[i, j], other.validation.labels)
-            if earlier:
+            if i and strategy not in ("joint", "single"):
                 curves[task.name] = curve
-            if arm.strategy == "ewc" and i + 1 < count:
-                fisher = self._fisher(train, [*weights, *heads[i]], task)
-                new = QuadraticPenalty(
-                    fisher, _copy(weights), np.float32(arm.strength or 0.0)
-                )
-                penalty = new if penalty is None else penalty.plus(new)
+            if strategy in ("ewc", "ewc_online") and i + 1 < count:
+                course.penalty = self._consolidated(course, i)
+        if strategy == "joint":
+            for i in range(count - 1):
+                accuracy[i, : i + 1] = accuracy[-1, : i + 1]
+                logits |= {(i, j): logits[count - 1, j] for j in range(i + 1)}
         return Run(
             accuracy=accuracy,
             majority_rates=np.array(
@@ -266,30 +423,94 @@ class SequentialTrainer:
             logits=logits,
             seconds=time.perf_counter() - clock.start,
             training_seconds=clock.training,
-            compile_seconds=clock.compiling,
+            compile_seconds=self.programs.seconds - compiling,
             examples_per_second=clock.trained / max(clock.training, 1e-9),
-            compilations=clock.compilations,
+            compilations=self.programs.compilations - compilations,
         )
 
-    def _train(
-        self,
-        train: Encoded,
-        task: TaskData,
-        values: list,
-        state: list,
-        distribution: Distribution,
-        penalty: QuadraticPenalty | None,
-        rng: np.random.Generator,
-        sample: Callable[[int, list], None] | None,
-        on_steps: Callable[[int], None],
-        budget: float = 1.0,
-    ) -> tuple[list, list]:
-        """Trains one task; returns the new weights (head last) and state."""
-        settings = self.settings
-        optimizer_state = self._optimizer_state(task.classes, distribution)
+    def _stages(self, course: _Course, i: int) -> list[_Stage]:
+        """Returns the trainings of task i, one after the other, by the strategy."""
+        arm, rates, number = course.arm, course.distribution, np.float32
+        plain = _Stage("plain", TrainingSet(course.subsets[i]), (i,), rates)
+        so_far = tuple(range(i + 1))
+        match arm.strategy:
+            case "frozen":
+                head = flat(rates.rates["head"], self.scheme)
+                return [replace(plain, kind="probe", rates=head)]
+            case "lp_ft":
+                head = flat(arm.probe_rate or 0.0, self.scheme)
+                return [replace(plain, kind="probe", rates=head), plain]
+            case "l2_sp":
+                return [replace(plain, kind="l2_sp", terms=Terms(course.penalty))]
+            case "recadam":
+                pull = AnnealedPull(
+                    _copy(course.weights),
+                    number(arm.strength),
+                    number(arm.midpoint),
+                    number(arm.steepness),
+                )
+                return [replace(plain, kind="recadam", terms=Terms(pull=pull))]
+            case "replay" if i:
+                parts = [*course.memories[:i], course.subsets[i]]
+                return [_Stage("mixed", mixed(parts), so_far, rates)]
+            case "joint":
+                return [_Stage("mixed", mixed(course.subsets), so_far, rates)]
+            case "lwf" if i:
+                data = course.subsets[i]
+                teacher = tuple(self._logits(data, course, j) for j in range(i))
+                train = TrainingSet(data, teacher=teacher)
+                distillation = Distillation(
+                    number(arm.strength), number(arm.temperature)
+                )
+                terms = Terms(distillation=distillation)
+                return [_Stage("lwf", train, so_far, rates, terms)]
+            case "sfa" if i:
+                return [replace(plain, averages=True)]
+        if course.penalty is not None:
+            return [replace(plain, kind="ewc", terms=Terms(course.penalty))]
+        return [plain]
+
+    def _train(self, course: _Course, i: int, stage: _Stage) -> Curve:
+        """Does one training, and puts the new weights, heads and state in their place.
+
+        Returns:
+            Accuracies on the earlier tasks meanwhile.
+        """
+        settings, train, task = self.settings, stage.train, course.tasks[i]
+        count = len(course.weights)
+        classes = tuple(course.tasks[j].classes for j in stage.active)
+        total = self._steps(len(train), task.epochs, course.budget)
+        earlier = [] if course.arm.strategy in ("joint", "single") else range(i)
+        curve = Curve([], {course.tasks[j].name: [] for j in earlier})
+        points = settings.curve_points if earlier else 0
+        # The steps to stop at; the number of steps does not depend on the seed.
+        samples = (
+            {round(total * k / points) for k in range(points + 1)} if points else set()
+        )
+        averages = (
+            averaging_steps(total, course.arm.period or 1.0)
+            if stage.averages
+            else set()
+        )
+        before = _copy(course.weights) if stage.averages else []
+
+        def stop(done: int) -> None:
+            if done in averages:
+                course.weights = average(before, course.weights, course.arm.alpha)
+            if done in samples:
+                curve.steps.append(done)
+                for j in earlier:
+                    sample = course.samples[j]
+                    found = _accuracy(self._logits(sample, course, j), sample.labels)
+                    curve.accuracy[course.tasks[j].name].append(found)
+
+        optimizer_state = self.programs.optimizer_state(
+            classes, stage.rates.multipliers
+        )
+        rng = _rng(course.seed, _ORDER, i)
         epochs = (
             training_steps(
-                train,
+                train.encoded,
                 settings.max_length,
                 settings.batch_size,
                 settings.steps_per_call,
@@ -297,193 +518,128 @@ class SequentialTrainer:
             )
             for _ in range(task.epochs)
         )
-        total = _budgeted(task.epochs * -(-len(train) // settings.batch_size), budget)
-        points = settings.curve_points if sample else 0
-        # The steps to stop at; the number of steps does not depend on the seed.
-        stops = {round(total * k / points) for k in range(points + 1)} if points else {}
-        kind = "plain" if penalty is None else "quadratic"
         done = 0
         for call in (call for calls in epochs for call in calls):
             rows = call.indices
             while len(rows) and done < total:
-                if sample and done in stops:
-                    sample(done, values[:-2])
-                ends = [s - done for s in stops if s > done]
+                stop(done)
+                ends = [s - done for s in samples | averages if s > done]
                 steps = min([len(rows), total - done, *ends])
                 missing = settings.steps_per_call - steps
                 filled = np.pad(
                     rows[:steps], ((0, missing), (0, 0)), constant_values=-1
                 )
                 arguments = (
-                    values,
-                    state,
+                    [
+                        *course.weights,
+                        *(w for j in stage.active for w in course.heads[j]),
+                    ],
+                    course.state,
                     optimizer_state,
                     train.arrays(filled, call.length),
                     np.int32(steps),
                     np.float32(done),
                     np.float32(total),
-                    np.float32(distribution.reference_rate),
-                    penalty,
+                    np.float32(stage.rates.reference_rate),
+                    stage.terms,
                 )
-                program = self._program(kind, task.classes, call.length, arguments)
+                program = self.programs.training(stage.kind, classes, arguments)
                 start = time.perf_counter()
-                values, state, optimizer_state, loss = program(*arguments)
+                values, course.state, optimizer_state, loss = program(*arguments)
                 jax.block_until_ready(loss)
                 self._clock.training += time.perf_counter() - start
                 self._clock.trained += int((rows[:steps] >= 0).sum())
+                course.weights, heads = split(values, count)
+                for j, head in zip(stage.active, heads, strict=True):
+                    course.heads[j] = head
                 done += steps
                 rows = rows[steps:]
-                on_steps(steps)
-        if sample and done in stops:
-            sample(done, values[:-2])
-        return values, state
+                course.on_steps(steps)
+        stop(done)
+        return curve
 
-    def _evaluate(self, data: Encoded, values: list, task: TaskData) -> np.ndarray:
-        """Returns the logits of all examples, float32, shape [examples, classes]."""
-        settings = self.settings
-        state = self.encoder.state
-        logits = np.zeros((len(data), task.classes), np.float32)
+    def evaluate(self, data: Encoded, weights: Weights, head: Weights) -> np.ndarray:
+        """Returns the logits of a head on all examples, float32, [examples, classes].
+
+        Args:
+            data: The examples.
+            weights: In the order of `encoder.weights`.
+            head: Kernel and bias.
+        """
+        settings, classes = self.settings, len(head[1])
+        logits = np.zeros((len(data), classes), np.float32)
         for batch in evaluation_batches(
             data, settings.max_length, settings.evaluation_batch_size
         ):
-            arguments = (values, state, data.arrays(batch.indices, batch.length))
-            program = self._program("evaluate", task.classes, batch.length, arguments)
+            inputs = data.arrays(batch.indices, batch.length)
+            found = self.programs.evaluate((classes,), [*weights, *head], inputs)
             real = batch.indices >= 0
-            logits[batch.indices[real]] = np.asarray(program(*arguments))[real]
+            logits[batch.indices[real]] = np.asarray(found)[real]
         return logits
 
-    def _fisher(self, data: Encoded, values: list, task: TaskData) -> list:
-        """Returns the diagonal Fisher of the encoder's weights over these examples."""
-        total = [jnp.zeros_like(w) for w in values[:-2]]
+    def _logits(self, data: Encoded, course: _Course, j: int) -> np.ndarray:
+        return self.evaluate(data, course.weights, course.heads[j])
+
+    def _averaged(self, course: _Course, i: int, before: Weights) -> Weights:
+        """Returns the average of the weights before and after task i, for WiSE-FT."""
+        after = course.weights
+        if course.arm.alpha != "training":
+            return average(before, after, course.arm.alpha)
+        samples = []
+        for j in range(i + 1):
+            train = course.subsets[j]
+            count = min(_ALPHA_EXAMPLES, len(train))
+            rng = _rng(course.seed, _ALPHA, j)
+            samples.append(take(train, stratified(train.labels, count, rng)))
+
+        def score(alpha: float) -> float:
+            course.weights = average(before, after, alpha)
+            return sum(
+                _accuracy(self._logits(sample, course, j), sample.labels)
+                for j, sample in enumerate(samples)
+            )
+
+        return average(before, after, best_alpha(score))
+
+    def _consolidated(self, course: _Course, i: int) -> QuadraticPenalty:
+        """Returns the penalty of the tasks so far, with that of task i, for EWC."""
+        fisher = self.fisher(course.subsets[i], course.weights, course.heads[i])
+        strength = np.float32(course.arm.strength or 0.0)
+        new = QuadraticPenalty(fisher, _copy(course.weights), strength)
+        if course.penalty is None:
+            return new
+        if course.arm.strategy == "ewc":
+            return course.penalty.plus(new)
+        return course.penalty.followed_by(new, course.arm.fisher_decay or 0.0)
+
+    def fisher(self, data: Encoded, weights: Weights, head: Weights) -> Weights:
+        """Returns the diagonal Fisher of the weights, the mean over these examples.
+
+        Args:
+            data: The examples, whose labels count.
+            weights: In the order of `encoder.weights`.
+            head: Kernel and bias.
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        if not len(data):
+            raise ValueError(
+                "A Fisher is a mean over examples and needs at least one. Received: a "
+                "set without any"
+            )
+        values, classes = [*weights, *head], (len(head[1]),)
+        total = [jnp.zeros_like(w) for w in weights]
+        scale = np.float32(1 / len(data))
         for batch in evaluation_batches(data, self.settings.max_length, _FISHER_CHUNK):
             inputs = data.arrays(batch.indices, batch.length)
-            arguments = (total, values, inputs, np.float32(1 / len(data)))
-            program = self._program("fisher", task.classes, batch.length, arguments)
-            total = program(*arguments)
+            total = self.programs.fisher(classes, total, values, inputs, scale)
         return total
 
-    def _program(
-        self, kind: str, classes: int, length: int, arguments: tuple
-    ) -> Callable[..., Any]:
-        """Returns the compiled program, compiling it where this is its first use."""
-        rows = self.settings.batch_size
-        if kind == "evaluate":
-            rows = arguments[2]["labels"].shape[0]
-        key = (kind, classes, length, rows)
-        if key not in self._programs:
-            start = time.perf_counter()
-            if kind == "evaluate":
-                function = jax.jit(self._evaluation_call)
-            elif kind == "fisher":
-                function = jax.jit(self._fisher_call, donate_argnums=0)
-            else:
-                optimizer = self._optimizer(classes)
-                function = jax.jit(
-                    self._training_call(optimizer), donate_argnums=(0, 1, 2)
-                )
-            self._programs[key] = function.lower(*arguments).compile()
-            self._clock.compiling += time.perf_counter() - start
-            self._clock.compilations += 1
-        return self._programs[key]
-
-    def _logits(
-        self, values: list, state: list, inputs: dict, training: bool
-    ) -> tuple[Any, list]:
-        features, state = self.encoder.features(values[:-2], state, inputs, training)
-        kernel, bias = values[-2:]
-        return features @ kernel + bias, state
-
-    def _evaluation_call(self, values: list, state: list, inputs: dict) -> Any:
-        return self._logits(values, state, inputs, training=False)[0]
-
-    def _fisher_call(self, total: list, values: list, inputs: dict, scale: Any) -> list:
-        head = values[-2:]
-
-        def log_likelihood(weights: list, example: dict) -> Any:
-            one = jax.tree.map(lambda x: x[None], example)
-            logits, _ = self._logits(
-                [*weights, *head], self.encoder.state, one, training=False
-            )
-            return jax.nn.log_softmax(logits)[0, example["labels"]]
-
-        squares = squared_gradients(
-            log_likelihood, values[:-2], inputs, inputs["weights"]
-        )
-        return [t + scale * s for t, s in zip(total, squares, strict=True)]
-
-    def _training_call(self, optimizer: LayerwiseOptimizer) -> Callable[..., Any]:
-        rate = next(
-            i
-            for i, v in enumerate(optimizer.variables)
-            if v is optimizer.inner_optimizer._learning_rate
-        )
-        warmup, kind = self.settings.warmup, self.settings.schedule
-
-        def loss(
-            values: list, state: list, batch: dict, penalty: QuadraticPenalty | None
-        ) -> tuple[Any, list]:
-            logits, state = self._logits(values, state, batch, training=True)
-            nll = -jnp.take_along_axis(
-                jax.nn.log_softmax(logits), batch["labels"][:, None], axis=1
-            )[:, 0]
-            total = jnp.sum(nll * batch["weights"]) / jnp.sum(batch["weights"])
-            if penalty is not None:
-                total += penalty(values[:-2])
-            return total, state
-
-        def call(
-            values: list,
-            state: list,
-            optimizer_state: list,
-            batches: dict,
-            steps: Any,
-            done: Any,
-            total: Any,
-            peak: Any,
-            penalty: QuadraticPenalty | None,
-        ) -> tuple[list, list, list, Any]:
-            def step(i: Any, carry: tuple) -> tuple:
-                values, state, optimizer_state, _ = carry
-                batch = jax.tree.map(lambda x: x[i], batches)
-                (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(
-                    values, state, batch, penalty
-                )
-                optimizer_state = list(optimizer_state)
-                optimizer_state[rate] = peak * schedule(done + i, total, warmup, kind)
-                values, optimizer_state = optimizer.stateless_apply(
-                    optimizer_state, gradients, values
-                )
-                return list(values), list(state), list(optimizer_state), value
-
-            # A loop of a length known only when it runs: the last call of a bucket is
-            # shorter, and must not be another program.
-            start = (values, state, optimizer_state, jnp.float32(0))
-            return jax.lax.fori_loop(0, steps, step, start)
-
-        return call
-
-    def _optimizer(self, classes: int) -> LayerwiseOptimizer:
-        if classes not in self._optimizers:
-            settings = self.settings
-            inner = (
-                keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
-                if settings.optimizer == "adamw"
-                else keras.optimizers.Adam(1.0)
-            )
-            head = keras.layers.Dense(classes, name="head")
-            head.build((None, self.encoder.width))
-            optimizer = LayerwiseOptimizer(inner, self.groups)
-            optimizer.build(
-                self.encoder.model.trainable_variables + head.trainable_variables
-            )
-            self._optimizers[classes] = optimizer
-        return self._optimizers[classes]
-
-    def _optimizer_state(self, classes: int, distribution: Distribution) -> list:
-        """Fresh moments, and the multipliers of the distribution."""
-        optimizer = self._optimizer(classes)
-        optimizer.multipliers = distribution.multipliers
-        return _copy([v.value for v in optimizer.variables])
+    def _steps(self, examples: int, epochs: int, budget: float) -> int:
+        """Returns the steps of one training."""
+        steps = epochs * -(-examples // self.settings.batch_size)
+        return min(steps, max(1, round(budget * steps)))
 
     def _initial_state(self, seed: int) -> list[np.ndarray]:
         rng = _rng(seed, _STATE, 0)
@@ -501,33 +657,8 @@ class SequentialTrainer:
         return take(data, stratified(data.labels, count, _rng(0, _CURVE, 0)))
 
 
-def schedule(step: Any, total: Any, warmup: float, kind: str) -> Any:
-    """Returns the factor of the learning rate at a step, in [0, 1].
-
-    With w = warmup * total: (step + 1) / w while step < w, then 1 for `constant` or
-    (1 + cos(pi (step - w) / (total - w))) / 2 for `cosine` (arXiv 1608.03983,
-    equation 5, without restarts).
-
-    Args:
-        step: Steps done, from 0.
-        total: Steps in all.
-        warmup: Share of the steps in which the rate rises.
-        kind: `"cosine"` or `"constant"`.
-    """
-    rise = warmup * total
-    fall = (step - rise) / jnp.maximum(total - rise, 1)
-    after = 0.5 * (1 + jnp.cos(jnp.pi * fall)) if kind == "cosine" else 1.0
-    return jnp.where(
-        step < rise, jnp.minimum((step + 1) / jnp.maximum(rise, 1), 1), after
-    )
-
-
 def _rng(seed: int, purpose: int, task: int) -> np.random.Generator:
     return np.random.default_rng([seed, purpose, task])
-
-
-def _budgeted(steps: int, budget: float) -> int:
-    return max(1, round(budget * steps))
 
 
 def _copy(values: Sequence[Any]) -> list:

@@ -83,8 +83,17 @@ def test_wrong_overrides(write, override, message):
         ("rate = 1e-2", "rate = inf", "'arms.0.rate'"),
         ("rate = 1e-2", "", "either `rate` or `distribution`"),
         ("rate = 1e-2", "rate = 1e-2\nrescale = 1e-2", "go with `distribution`"),
-        ("strength = 10.0", "", "`strength` must be given"),
-        ('strategy = "ewc"', "", "`strength` must be given"),
+        ('strategy = "ewc"', "", "`strength` goes with .*recadam, lwf, not.*'plain'"),
+        ('strategy = "ewc"', 'strategy = "joint"', "`strength` goes with .*'joint'"),
+        ("strength = 10.0", "rank = 2", "`rank` goes with the strategies lora, not"),
+        ("strength = 10.0", "alpha = 2", "'arms.1.alpha"),
+        ('strategy = "ewc"', 'strategy = "ewc_pretraining"', "needs `raw_text`"),
+        (
+            'strategy = "ewc"\nstrength = 10.0',
+            'strategy = "sfa"\nalpha = "training"',
+            "goes with the strategy wise_ft",
+        ),
+        ('strategy = "ewc"', "strategy = 3", "'arms.1.strategy'"),
         ('strategy = "ewc"', 'strategy = "ewg"', "'arms.1.strategy'"),
         ('tasks = ["first", "second"]', 'tasks = ["frist"]', "did you mean 'first'"),
         ('tasks = ["first", "second"]', 'tasks = ["first", "first"]', "only once"),
@@ -133,6 +142,17 @@ def test_what_is_wrong_is_named_with_file_key_and_rule(
     with pytest.raises(ValueError, match=message) as error:
         write(old, new)
     assert str(tmp_path / "config.toml") in str(error.value)
+
+
+def test_a_strategy_takes_its_settings_with_defaults(write):
+    old = 'strategy = "ewc"\nstrength = 10.0'
+    given = write(old, 'strategy = "lwf"\ntemperature = 3.0').arms[1]
+    assert (given.strength, given.temperature, given.alpha) == (1.0, 3.0, None)
+    defaults = {"midpoint": 0.25, "steepness": 20.0, "strength": 5000.0}
+    recadam = write(old, 'strategy = "recadam"').arms[1].model_dump(exclude_none=True)
+    assert defaults.items() <= recadam.items()
+    plain = write().arms[0].model_dump(exclude_none=True)
+    assert set(plain) == {"name", "rate", "resample", "strategy"}
 
 
 def test_all_problems_are_told_at_once(write):

@@ -1,47 +1,19 @@
 from dataclasses import replace
 
-import jax
 import keras
 import numpy as np
 import pytest
+from training_cases import data, same, task, trained
 
 from lrdist_keras import training
 from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
-from lrdist_keras.encoding import Encoded, take
+from lrdist_keras.encoding import take
 from lrdist_keras.models import load_encoder
-from lrdist_keras.training import SequentialTrainer, TaskData, schedule
+from lrdist_keras.training import SequentialTrainer, TaskData
 
 PLAIN = ArmSettings(name="plain", rate=1e-3)
 EWC = ArmSettings(name="ewc", rate=1e-3, strategy="ewc", strength=0.0)
-
-
-def data(seed, count=36, classes=2, shortest=4, longest=30, vocabulary=30):
-    """Random ids whose label is told by the part of the vocabulary they are from."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(shortest, longest, count)
-    labels = rng.integers(0, classes, count).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    part = (vocabulary - 5) // classes
-    start = 5 + part * np.repeat(labels, lengths)
-    ids = (start + rng.integers(0, part, offsets[-1])).astype(np.int32)
-    ids[offsets[:-1]] = 2
-    return Encoded(ids, offsets, lengths, labels, 0)
-
-
-def task(name, seed, classes=2, epochs=2, **settings):
-    train, validation = data(seed, classes=classes), data(seed + 50, 24, classes)
-    return TaskData(
-        **{
-            "name": name,
-            "train": train,
-            "validation": validation,
-            "classes": classes,
-            "train_examples": None,
-            "epochs": epochs,
-        }
-        | settings
-    )
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +35,6 @@ def trainer(encoder):
 
 
 TASKS = [task("a", 0), task("b", 1)]
-
-
-def same(one, two):
-    return all(np.array_equal(one.logits[key], two.logits[key]) for key in one.logits)
-
-
-def test_schedule_is_the_formula():
-    total, warmup = 20, 0.25
-    found = [float(schedule(t, total, warmup, "cosine")) for t in range(total)]
-    rise = [(t + 1) / 5 for t in range(5)]
-    fall = [(1 + np.cos(np.pi * (t - 5) / 15)) / 2 for t in range(5, 20)]
-    np.testing.assert_allclose(found, rise + fall, rtol=1e-5, atol=1e-7)
-    constant = [float(schedule(t, total, 0.0, "constant")) for t in range(total)]
-    assert constant == [1.0] * total
-    assert float(schedule(0, 3, 0.1, "cosine")) == 1.0
 
 
 class OurSchedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -127,18 +84,7 @@ def compare_with_fit(encoder, length, vocabulary, rate, tolerance):
     if rate is not None:
         constant = settings.model_copy(update={"warmup": 0.0, "schedule": "constant"})
         trainer = SequentialTrainer(encoder, constant)
-    start = [jax.numpy.array(w) for w in [*encoder.weights, kernel, bias]]
-    found, _ = trainer._train(
-        train,
-        one,
-        start,
-        [jax.numpy.array(x) for x in encoder.state],
-        distribution,
-        None,
-        training._rng(seed, training._ORDER, 0),
-        None,
-        lambda steps: None,
-    )
+    found = trained(trainer, [one], distribution, PLAIN, seed)[0]
     paths = [v.path for v in model.trainable_variables]
     for path, a, b, before in zip(
         paths, found, expected, [*encoder.weights, kernel, bias], strict=True
@@ -240,49 +186,12 @@ def test_ewc_holds_the_first_task_more_the_stronger_it_is(trainer):
     assert moved[0] > moved[1] > moved[2]
 
 
-def test_the_fisher_is_that_of_single_examples(trainer):
-    """Mean over examples of the squared gradient, one example after the other."""
-    few = task("a", 0, train=data(0, count=6))
-    encoder = trainer.encoder
-    head = training.new_head(2, encoder.width, np.random.default_rng(0))
-    values = [jax.numpy.array(x) for x in [*encoder.weights, *head]]
-    found = trainer._fisher(few.train, values, few)
-
-    @jax.jit
-    @jax.grad
-    def gradient_of(weights, example):
-        logits, _ = trainer._logits(
-            [*weights, *head], encoder.state, example, training=False
-        )
-        return jax.nn.log_softmax(logits)[0, example["labels"][0]]
-
-    expected = [np.zeros(w.shape) for w in encoder.weights]
-    for i in range(6):
-        example = few.train.arrays(np.array([i]), 32)
-        gradients = gradient_of(list(encoder.weights), example)
-        for total, gradient in zip(expected, gradients, strict=True):
-            total += np.asarray(gradient, np.float64) ** 2 / 6
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-9 * max(1, np.max(b)))
-
-
 def test_a_tiny_rate_freezes_its_group(trainer):
     """The embeddings stay where their rate is the smallest that a file can hold."""
     rates = dict.fromkeys(trainer.scheme.names, 1e-2) | {"embeddings": 1e-30}
-    before = [np.array(w) for w in trainer.encoder.weights]
-    values = [jax.numpy.array(x) for x in before]
-    values += training.new_head(2, 8, np.random.default_rng(0))
-    after, _ = trainer._train(
-        TASKS[0].train,
-        TASKS[0],
-        [jax.numpy.array(v) for v in values],
-        [jax.numpy.array(x) for x in trainer.encoder.state],
-        Distribution(trainer.scheme, rates),
-        None,
-        np.random.default_rng(0),
-        None,
-        lambda steps: None,
-    )
+    before = trainer.encoder.weights
+    arm = ArmSettings(name="x", rate=1e-2)
+    after = trained(trainer, TASKS[:1], Distribution(trainer.scheme, rates), arm)[0]
     paths = [v.path for v in trainer.encoder.model.trainable_variables]
     for path, a, b in zip(paths, before, after, strict=False):
         frozen = np.allclose(a, b, rtol=0, atol=1e-25)

@@ -1,0 +1,131 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from lrdist_keras.encoding import Encoded, take
+from lrdist_keras.masked_language import (
+    PretrainingFisher,
+    _MaskedLanguage,
+    mask,
+    pretraining_fisher,
+)
+from lrdist_keras.models import load_encoder
+
+MASK = 4
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_preset):
+    return load_encoder(str(tiny_preset))
+
+
+def texts(count, seed=0):
+    """Ids between [CLS] = 2 and [SEP] = 3: one id, over and over."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(6, 20, count)
+    rows = [[2, *[5 + i % 20] * (size - 2), 3] for i, size in enumerate(sizes)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    ids = np.concatenate(rows).astype(np.int32)
+    return Encoded(ids, offsets, sizes, np.zeros(count, np.int32), 0)
+
+
+def test_masks_are_berts():
+    many = texts(3000)
+    batch = many.arrays(np.arange(3000), 32)
+    found = mask(batch, MASK, 1000, np.random.default_rng(0))
+    counts = found["counts"] > 0
+    lengths = many.lengths
+    wanted = np.maximum(1, np.round(0.15 * (lengths - 2)))
+    np.testing.assert_array_equal(counts.sum(1), wanted)
+    positions = found["positions"][counts]
+    of_row = np.repeat(lengths, counts.sum(1))
+    assert (positions > 0).all() and (positions < of_row - 1).all()
+    rows = np.repeat(np.arange(3000), counts.sum(1))
+    np.testing.assert_array_equal(
+        batch["token_ids"][rows, positions], found["targets"][counts]
+    )
+    assert len({*zip(rows, positions, strict=True)}) == len(rows)
+    shown = found["token_ids"][rows, positions]
+    n = len(shown)
+    for share, hits in [
+        (0.8, shown == MASK),
+        (0.1, shown == found["targets"][counts]),
+    ]:
+        assert abs(hits.mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
+    changed = found["token_ids"] != batch["token_ids"]
+    changed[rows, positions] = False
+    assert not changed.any()
+
+
+def test_a_head_is_fitted_where_the_text_tells_its_tokens(encoder):
+    """A head knows more than the most frequent token of texts that repeat one."""
+    rng = np.random.default_rng(0)
+    model = _MaskedLanguage(encoder, tied(encoder), MASK, rng)
+    head = model.fit(texts(1500), 32)
+    untrained = [rng.normal(0, 0.02, np.shape(w)).astype(np.float32) for w in head]
+    assert model.accuracy(head, texts(300, 1), 32) > 0.12
+    assert model.accuracy(untrained, texts(300, 1), 32) < 0.12
+
+
+def tied(encoder):
+    paths = [v.path for v in encoder.model.trainable_variables]
+    return paths.index("token_embedding/embeddings")
+
+
+def test_the_fisher_is_the_mean_of_squared_gradients_of_single_texts(encoder):
+    """With the mean over the masked tokens of a text, by another way."""
+    few = texts(5)
+    model = _MaskedLanguage(encoder, tied(encoder), MASK, np.random.default_rng(3))
+    rng = np.random.default_rng(1)
+    shapes = [(8, 8), (8,), (8,), (8,), (model.vocabulary,)]
+    head = [rng.normal(size=s).astype(np.float32) for s in shapes]
+    batches = model._masked(few, 32, 2)
+    model._masked = lambda *arguments: batches
+    found = model.fisher(head, few, 32)
+
+    def loss(weights, batch, row):
+        inputs = {t.name: batch[t.name][row : row + 1] for t in encoder.model.inputs}
+        output, _ = encoder.model.stateless_call(weights, encoder.state, inputs)
+        x = jax.nn.gelu(output[0] @ head[0] + head[1], approximate=False)
+        x = (
+            (x - x.mean(1, keepdims=True))
+            / np.sqrt(1e-12 + 1)
+            / x.std(1, keepdims=True)
+        )
+        scores = (x * head[2] + head[3]) @ weights[model.tied].T + head[4]
+        real = batch["counts"][row] > 0
+        positions, targets = batch["positions"][row][real], batch["targets"][row][real]
+        return jax.nn.log_softmax(scores)[positions, targets].mean()
+
+    expected = [np.zeros(w.shape) for w in encoder.weights]
+    for batch in batches:
+        for row in np.flatnonzero(batch["weights"] > 0):
+            gradients = jax.grad(loss)(list(encoder.weights), batch, row)
+            for total, g in zip(expected, gradients, strict=True):
+                total += np.asarray(g, np.float64) ** 2 / 5
+    for v, a, b in zip(encoder.model.trainable_variables, found, expected, strict=True):
+        if not v.path.endswith("key/bias"):
+            assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b), v.path
+
+
+def test_what_is_said_of_a_poor_head():
+    assert "this is not a pretraining Fisher" in str(PretrainingFisher([], 0.19, 5))
+    assert "not a pretraining" not in str(PretrainingFisher([], 0.21, 5))
+
+
+def test_what_it_cannot_be_of(encoder):
+    none = take(texts(3), np.array([], int))
+    with pytest.raises(ValueError, match="at least two texts.*Received: 0"):
+        pretraining_fisher(encoder, none, MASK, 32, 5)
+    for model, mask_id in [(encoder, None), (replace(encoder, last_token=True), MASK)]:
+        with pytest.raises(ValueError, match="masked language modelling, with a mask"):
+            pretraining_fisher(model, texts(3), mask_id, 32, 5)
+
+
+def test_a_whole_estimate(encoder):
+    found = pretraining_fisher(encoder, texts(40), MASK, 32, 10)
+    assert found.examples == 10 and 0 <= found.accuracy <= 1
+    for f, w in zip(found.fisher, encoder.weights, strict=True):
+        assert f.shape == w.shape and float(f.min()) >= 0
