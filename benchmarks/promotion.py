@@ -1,11 +1,12 @@
 """Promotion in a search: schedules fitted to each budget, or one that goes on.
 
-    python benchmarks/promotion.py --data FOLDER [--settings 10] [--out FILE.json]
+    python benchmarks/promotion.py --data FOLDER [--settings 8] [--examples 300]
+        [--out FILE.json]
 
 A promoted trial can train again from its start, with a schedule that ends at its own
 budget, or go on with one that ends at the full budget. In a sequence only the first
-task can go on: the second starts from other weights. SST-2, then MRPC, 500 examples
-each, one epoch, MiniLM; rewards on the slice of a search. For each way the rank
+task can go on: the second starts from other weights. SST-2, then MRPC, MiniLM, one
+epoch; rewards on the slice of a search. For each way the rank
 correlation of the rewards at 1/9 and 1/3 with those of full runs says how well the
 better ones are told early. Needs prepared TFDS data in FOLDER.
 """
@@ -29,7 +30,7 @@ from scipy.stats import spearmanr
 
 from lrdist_keras import config, preparation, search
 from lrdist_keras.files import write_text
-from lrdist_keras.training import SequentialTrainer
+from lrdist_keras.programs import Programs
 
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
 RESULT = Path(__file__).parent / "results" / "promotion.json"
@@ -38,15 +39,13 @@ WAYS = ("from the start", "going on")
 TOTAL = 6  # position of the schedule's length among a training program's arguments
 
 
-class GoingOn(SequentialTrainer):
+class GoingOn(Programs):
     """Ends the schedule at the full budget, wherever the training stops."""
 
     share = 1.0
 
-    def _program(self, kind: str, *rest: Any) -> Any:
-        program = super()._program(kind, *rest)
-        if kind != "plain":
-            return program
+    def training(self, kind: str, classes: tuple[int, ...], arguments: tuple) -> Any:
+        program = super().training(kind, classes, arguments)
 
         def longer(*arguments: Any) -> Any:
             total = np.float32(round(arguments[TOTAL] / self.share))
@@ -68,21 +67,23 @@ def settings(prepared: search.Search, count: int) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="prepared TFDS data")
-    parser.add_argument("--settings", type=int, default=10)
+    parser.add_argument("--settings", type=int, default=8)
+    parser.add_argument("--examples", type=int, default=300, help="of each task")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     overrides = [
         f"data.dir={arguments.data}",
         "training.epochs=1",
-        "tasks.sst2.train_examples=500",
-        "tasks.mrpc.train_examples=500",
+        f"tasks.sst2.train_examples={arguments.examples}",
+        f"tasks.mrpc.train_examples={arguments.examples}",
+        f"search.slice_examples={arguments.examples}",
     ]
     configuration = config.load(CONFIGURATION, overrides)
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepared = search.prepare(configuration, folder)
-    trainer = prepared.trainer
-    trainer.__class__ = GoingOn
+    programs = prepared.trainer.programs
+    programs.__class__ = GoingOn
     jobs = [
         (number, point, way, budget)
         for number, point in enumerate(settings(prepared, arguments.settings))
@@ -91,7 +92,7 @@ def main() -> None:
         if way == WAYS[0] or budget < 1  # a full run is the same either way
     ]
     for number, point, way, budget in track(jobs, "Training"):
-        trainer.share = budget if way == WAYS[1] else 1.0
+        programs.share = budget if way == WAYS[1] else 1.0
         found = prepared.evaluate(point, budget, 0)
         runs.append({"setting": number, "way": way, "budget": budget, **found})
     rewards = {(r["setting"], r["way"], r["budget"]): r["reward"] for r in runs}

@@ -54,8 +54,10 @@ def compare(
         prepared = comparison.prepare(configuration, folder)
         pending = prepared.pending()
     console = _console()
-    classes = [task.classes for task in prepared.tasks.values()]
-    groups = prepared.trainer.group_table(classes)
+    classes = {
+        task.name: task.classes for tasks in prepared.tasks.values() for task in tasks
+    }
+    groups = prepared.trainer.group_table(list(classes.values()))
     for table in report.group_tables(groups, prepared.distributions):
         console.print(table)
     with _input_errors((OSError,)):

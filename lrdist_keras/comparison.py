@@ -40,7 +40,7 @@ class Comparison:
         configuration: What is compared.
         folder: Where the results lie.
         trainer: Trains sequences on the encoder.
-        tasks: Encoded tasks by name.
+        tasks: What each sequence trains one after the other, by name of the sequence.
         distributions: Learning rates by name of the arm, on the trainer's scheme.
         fishers: Fisher of the pretrained weights by name of the arm that needs one.
     """
@@ -48,7 +48,7 @@ class Comparison:
     configuration: Configuration
     folder: Path
     trainer: SequentialTrainer
-    tasks: Mapping[str, TaskData]
+    tasks: Mapping[str, list[TaskData]]
     distributions: Mapping[str, Distribution]
     fishers: Mapping[str, PretrainingFisher]
 
@@ -66,8 +66,7 @@ class Comparison:
 
     def steps(self, sequence: SequenceSettings, arm: ArmSettings) -> int:
         """Returns the training steps of one run of a sequence with an arm."""
-        tasks = [self.tasks[name] for name in sequence.tasks]
-        return self.trainer.steps(tasks, arm=arm)
+        return self.trainer.steps(self.tasks[sequence.name], arm=arm)
 
     def run(
         self,
@@ -92,7 +91,7 @@ class Comparison:
             _cut_half_a_line(self.folder)
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
-                tasks = [self.tasks[name] for name in sequence.tasks]
+                tasks = self.tasks[sequence.name]
                 rates = self.distributions[arm.name]
                 fisher = self.fishers.get(arm.name)
                 run = self.trainer.run(
@@ -103,7 +102,8 @@ class Comparison:
                     on_steps,
                     pretraining_fisher=fisher.fisher if fisher else None,
                 )
-                record = _record(run, sequence, arm.name, seed)
+                names = [task.name for task in tasks]
+                record = _record(run, sequence.name, names, arm.name, seed)
                 self._save_logits(run, sequence, arm, seed)
                 line = json.dumps(record, allow_nan=False) + "\n"
                 with (self.folder / "runs.jsonl").open("ab") as file:
@@ -212,8 +212,12 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         for arm in configuration.arms
         if arm.strategy == "ewc_pretraining"
     }
+    tasks = {
+        sequence.name: list(loaded.shifted(sequence).tasks.values())
+        for sequence in configuration.sequences
+    }
     return Comparison(
-        configuration, folder, loaded.trainer, loaded.tasks, distributions, fishers
+        configuration, folder, loaded.trainer, tasks, distributions, fishers
     )
 
 
@@ -330,15 +334,15 @@ def _cut_half_a_line(folder: Path) -> None:
 
 
 def _record(
-    run: Run, sequence: SequenceSettings, arm: str, seed: int
+    run: Run, sequence: str, tasks: list[str], arm: str, seed: int
 ) -> dict[str, Any]:
     matrix = run.accuracy
     values = {name: getattr(metrics, name)(matrix) for name in METRICS}
     return {
-        "sequence": sequence.name,
+        "sequence": sequence,
         "arm": arm,
         "seed": seed,
-        "tasks": list(sequence.tasks),
+        "tasks": tasks,
         **_without_nan(values),
         "learned": metrics.learned(matrix, run.majority_rates, run.examples),
         "accuracy": [

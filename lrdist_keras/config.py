@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -33,18 +33,8 @@ Name = Annotated[
 Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
-# What the authors' code does otherwise than arXiv 2404.01317 says.
-Fault = Literal[
-    "softmax_before_loss",
-    "bytes_literal_texts",
-    "no_shuffling",
-    "carry_moments",
-    "report_on_tuning_split",
-    "random_length_halving",
-    "cluster_on_validation",
-    "early_stopping_first_task",
-]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+# What the authors' code does with data otherwise than arXiv 2404.01317 says.
+Fault = Literal["bytes_literal_texts", "random_length_halving", "cluster_on_validation"]
 
 
 class _Section(BaseModel):
@@ -442,8 +432,7 @@ class ReportSettings(_Section):
 class Configuration(_Section):
     """What a file says: tasks, sequences of them, arms to compare, a search.
 
-    `compat` lists the faults of the authors' code that are to be reproduced, or is
-    `paper` for all of them.
+    `compat` lists the faults of the authors' code that are to be reproduced.
     """
 
     name: Name
@@ -457,11 +446,6 @@ class Configuration(_Section):
     arms: list[ArmSettings] = []
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
-
-    @field_validator("compat", mode="before")
-    @classmethod
-    def _paper_is_every_fault(cls, compat: Any) -> Any:
-        return list(FAULTS) if compat == "paper" else compat
 
     @field_validator("compat")
     @classmethod

@@ -425,7 +425,7 @@ def search_sequence(configuration: Configuration) -> SequenceSettings:
             + ", ".join(f"'{s.name}'" for s in configuration.sequences)
         )
     found = next(s for s in configuration.sequences if wanted in (None, s.name))
-    if len(found.tasks) < 2:
+    if len(found.tasks) < 2 and found.shift == "task":
         raise ValueError(
             "A search needs a sequence of at least two tasks, since its reward is of "
             f"the first as well. Received: '{found.name}'"
@@ -456,10 +456,10 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
         )
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})
-    loaded = preparation.load(configuration, sequence.tasks)
+    loaded = preparation.load(configuration, sequence.tasks).shifted(sequence)
     tasks = []
-    for name in sequence.tasks:
-        task, rng = loaded.tasks[name], np.random.default_rng(0)
+    for name, task in loaded.tasks.items():
+        rng = np.random.default_rng(0)
         rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
         wanted = task.train_examples or 0
         if wanted > len(rest):
@@ -481,7 +481,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
 def _fingerprint(configuration: Configuration) -> str:
     """Returns a hash of what the trials of all workers must have in common."""
     content = configuration.model_dump(
-        exclude={"name": True, "arms": True, "seeds": True, "data": True}
+        exclude={"name", "arms", "seeds", "data", "report"}
     )
     # The same weights may lie elsewhere on another machine.
     del content["model"]["preset"]

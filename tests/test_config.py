@@ -117,11 +117,11 @@ def test_wrong_overrides(write, override, message):
             'seeds = [4]\nreport = {reference = "flat"}',
             r"at least 2 seeds.*Received: seeds = \[4\]",
         ),
-        ("seeds = [0, 1]", 'compat = ["no_shufling"]', "'compat.0'.*no_shuffling"),
+        ("seeds = [0, 1]", 'compat = ["random_halving"]', "'compat.0'.*random_length"),
         ("seeds = [0, 1]", 'compat = "papers"', "'compat'.*list"),
         (
             "seeds = [0, 1]",
-            'compat = ["no_shuffling", "no_shuffling"]',
+            'compat = ["bytes_literal_texts", "bytes_literal_texts"]',
             "every fault may stand only once",
         ),
         (SEQUENCE, f'{SEQUENCE}\nshift = "size"', "'sequences.0.shift'.*'length'"),
@@ -191,22 +191,11 @@ def test_one_task_may_be_divided_in_several_ways(write):
         write(SEQUENCE, "\n[[sequences]]\n".join([ways[2], f"{ways[2]}\nclusters = 2"]))
 
 
-def test_faults_are_off_unless_named_and_paper_names_all(write):
+def test_faults_are_off_unless_named(write):
     assert write().compat == []
     line = "seeds = [0, 1]"
     two = ["cluster_on_validation", "bytes_literal_texts"]
     assert write(line, f"compat = {two}").compat == two
-    assert write(line, 'compat = "paper"').compat == [
-        "softmax_before_loss",
-        "bytes_literal_texts",
-        "no_shuffling",
-        "carry_moments",
-        "report_on_tuning_split",
-        "random_length_halving",
-        "cluster_on_validation",
-        "early_stopping_first_task",
-    ]
-    assert len(write("", "", "compat=paper").compat) == 8
 
 
 def test_the_configurations_of_the_project_are_valid(pytestconfig):
