@@ -45,6 +45,7 @@ class GoingOn(Programs):
     share = 1.0
 
     def training(self, kind: str, classes: tuple[int, ...], arguments: tuple) -> Any:
+        """Returns the program, told of a later end."""
         program = super().training(kind, classes, arguments)
 
         def longer(*arguments: Any) -> Any:

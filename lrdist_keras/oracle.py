@@ -433,7 +433,10 @@ class BayesianHyperbandOracle(HyperbandOracle):
             trial = self._known(trial_id)
             if trial_id in self.end_order:
                 return trial
-            return super().update_trial(trial_id, metrics, step)
+            trial = super().update_trial(trial_id, metrics, step)
+            # A chief that is killed now must know it when the worker ends the trial.
+            self.save()
+            return trial
 
     def end_trial(self, trial: Any) -> None:
         """Ends a trial; one that another worker has ended already stays as it is.
@@ -445,9 +448,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
         """
         with self._guarded():
             known = self._known(trial.trial_id)
-            if trial.trial_id in self.end_order:
+            if trial.trial_id in self.end_order or not self._has_ended(trial, known):
                 return
-            self._check_end(trial, known)
             if trial.trial_id in self._retry_queue:
                 self._retry_queue.remove(trial.trial_id)
             if not self.allow_new_entries:
@@ -457,7 +459,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
             except RuntimeError as error:
                 raise SearchFailed(str(error)) from None
 
-    def _check_end(self, trial: Any, known: Any) -> None:
+    def _has_ended(self, trial: Any, known: Any) -> bool:
+        """Checks the end of a trial; whether it is one, or has to be run again."""
         if trial.status not in _ENDS:
             raise ValueError(
                 f"A trial ends as one of {', '.join(_ENDS)}. Received: {trial.status}"
@@ -471,6 +474,8 @@ class BayesianHyperbandOracle(HyperbandOracle):
             )
         name = self.objective.name
         if trial.status == "COMPLETED" and not known.metrics.exists(name):
+            if self.has_leases:  # it went to another worker meanwhile
+                return False
             raise ValueError(
                 f"A completed trial must have reported the objective '{name}'. "
                 f"Received: none for trial {trial.trial_id}"
@@ -478,6 +483,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         if trial.status == "FAILED" and (trial.message or "").startswith(FATAL):
             # It stays to be run, once the mistake is mended.
             raise SearchFailed(trial.message)
+        return True
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""
@@ -502,7 +508,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
         return self.trials[trial_id]
 
     def _requeue(self, trial: Any) -> None:
-        trial.metrics = metrics_tracking.MetricsTracker()
         self._retry_queue.insert(0, trial.trial_id)  # the last is taken first
 
     @contextmanager
