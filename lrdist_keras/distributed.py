@@ -216,14 +216,23 @@ class _Servicer(OracleServicer):
     def _answer(self, method: Callable, request: Any, context: Any) -> Any:
         try:
             if self.failure is not None:
-                self.told.add(getattr(request, "tuner_id", ""))
                 raise self.failure
             return method(request, context)
         except SearchFailed as error:
             self.failure = error
+            self.told.add(self._worker(request))
             context.abort(grpc.StatusCode.ABORTED, str(error))
         except Exception as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"refused: {error}")
+
+    def _worker(self, request: Any) -> str:
+        """Returns who sent a message: its name, or whose trial it is about."""
+        if hasattr(request, "tuner_id"):
+            return request.tuner_id
+        about = getattr(request, "trial", request)
+        trial_id = getattr(about, "trial_id", None)
+        ongoing = list(self.oracle.ongoing_trials.items())
+        return next((w for w, trial in ongoing if trial.trial_id == trial_id), "")
 
     def CreateTrial(self, request: Any, context: Any) -> Any:
         """Gives a worker a trial."""

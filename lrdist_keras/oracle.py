@@ -376,7 +376,12 @@ class BayesianHyperbandOracle(HyperbandOracle):
         return [t for t in self.trials.values() if self._values(t) == values]
 
     def _done(self) -> list[Any]:
-        return [t for t in self.trials.values() if t.status == "COMPLETED"]
+        # A tuner in this process sets the status before it ends the trial.
+        return [
+            trial
+            for trial in self.trials.values()
+            if trial.status == "COMPLETED" and trial.score is not None
+        ]
 
     def _space(self) -> list[Any]:
         return self.hyperparameters.space
