@@ -29,6 +29,7 @@ from lrdist_keras.surrogate import Observations, Surrogate, propose
 Model = Literal["joint", "highest", "random", "cmaes", "tpe"]
 
 SEED = "tuner/seed"
+MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 _FORMAT = 1
 _HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration")
 _LEAST = 3  # observations that a model is made of
@@ -453,6 +454,9 @@ class BayesianHyperbandOracle(HyperbandOracle):
         """
         with self._guarded():
             known = self._known(trial.trial_id)
+            if message := trial.hyperparameters.values.pop(MESSAGE, None):
+                trial.message = message
+                print(f"Trial {trial.trial_id} failed on a worker:\n{message}")
             if trial.trial_id in self.end_order or not self._has_ended(trial, known):
                 return
             if trial.trial_id in self._retry_queue:

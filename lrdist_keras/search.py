@@ -41,7 +41,13 @@ from lrdist_keras.distribution import (
 from lrdist_keras.encoding import take
 from lrdist_keras.files import claim_folder, locked, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.oracle import FATAL, SEED, BayesianHyperbandOracle, SearchFailed
+from lrdist_keras.oracle import (
+    FATAL,
+    MESSAGE,
+    SEED,
+    BayesianHyperbandOracle,
+    SearchFailed,
+)
 from lrdist_keras.tasks import search_slice
 from lrdist_keras.training import SequentialTrainer, TaskData
 
@@ -64,6 +70,7 @@ _PROGRAMMING = (
 _COLUMNS = ("a1", "p_s", "p_o", "reward")
 _FEWEST = 3  # settings to correlate
 _FINGERPRINT = "tuner/configuration"
+_LONGEST_MESSAGE = 20_000  # characters, of which the last count
 _LONGEST_WAIT = 2.0  # seconds between two questions for work
 
 Evaluate = Callable[[Mapping[str, Any], float, int], Mapping[str, float]]
@@ -99,6 +106,7 @@ class Tuner(BaseTuner):
         self._budget = oracle.budget
         self._beat = oracle.lease / 6  # seconds between two signs of life
         self._started, self._ended = on_start, on_end
+        self._failure: SearchFailed | None = None  # of the search, told meanwhile
         oracle.verbose = 0
         super().__init__(oracle, directory=str(folder), project_name=_PROJECT)
         self._is_remote = not isinstance(self.oracle, BayesianHyperbandOracle)
@@ -144,7 +152,10 @@ class Tuner(BaseTuner):
             if not name.startswith("tuner/")
         }
         seed = trial.hyperparameters.values[SEED]
-        return dict(self.evaluate(values, self._budget(trial), seed))
+        found = dict(self.evaluate(values, self._budget(trial), seed))
+        if self._failure is not None:
+            raise self._failure
+        return found
 
     def _try_run_and_update_trial(self, trial: Any) -> None:
         try:
@@ -153,7 +164,7 @@ class Tuner(BaseTuner):
         except _PROGRAMMING:
             if self._is_remote:
                 trial.status = trial_module.TrialStatus.FAILED
-                trial.message = FATAL + traceback.format_exc()
+                self._explain(trial, traceback.format_exc(), FATAL)
                 with suppress(SearchFailed, ConnectionError):
                     self.oracle.end_trial(trial)
             raise
@@ -161,8 +172,13 @@ class Tuner(BaseTuner):
             raise
         except Exception:
             trial.status = trial_module.TrialStatus.INVALID
-            trial.message = traceback.format_exc()
+            self._explain(trial, traceback.format_exc())
             print(f"Trial {trial.trial_id} failed:\n{trial.message}", flush=True)
+
+    def _explain(self, trial: Any, message: str, prefix: str = "") -> None:
+        trial.message = prefix + message[-_LONGEST_MESSAGE:]
+        if self._is_remote:
+            trial.hyperparameters.values[MESSAGE] = trial.message
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -174,9 +190,13 @@ class Tuner(BaseTuner):
 
         def beat() -> None:
             while not over.wait(self._beat):
-                # A chief that does not answer now may do so when the trial ends.
-                with suppress(Exception):
+                try:
                     self.oracle.create_trial(self.tuner_id)
+                except SearchFailed as error:
+                    self._failure = error
+                    return
+                except Exception:
+                    pass  # it may answer when the trial ends
 
         with suppress(Exception):
             self.oracle.create_trial(self.tuner_id)
