@@ -165,3 +165,19 @@ def test_a_second_process_is_kept_out(tmp_path, configuration):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(OSError, match="Another process is working"):
             prepared.run(nothing, nothing, nothing)
+
+
+def test_the_parts_of_a_task_are_trained_one_after_the_other(tmp_path, configuration):
+    shifted = configuration(
+        "sequences.0.tasks=['first']", "sequences.0.shift=length",
+        "seeds=[0]", "training.curve_points=0",
+    )  # fmt: skip
+    prepared = comparison.prepare(shifted, tmp_path / "out")
+    names = ["first (short)", "first (long)"]
+    short, long = prepared.tasks["first (length)"]
+    assert [short.name, long.name] == names
+    assert len(short.train) + len(long.train) == 64
+    assert short.train.lengths.max() <= long.train.lengths.min()
+    records = prepared.run(nothing, nothing, nothing)
+    assert [r["tasks"] for r in records] == [names] * 3
+    assert all(np.isfinite(r["reward"]) for r in records)

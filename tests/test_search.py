@@ -252,6 +252,18 @@ label = "label"
     assert trials.reward.tolist() == [row["reward"] for row in prepared.rows()]
 
 
+def test_the_parts_of_a_shift_are_searched(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    shift = ["sequences.0.tasks=['first']", "sequences.0.shift=length"]
+    small = [*SMALL, *shift, "search.slice_examples=5"]
+    prepared = search.prepare(config.load(path, small), tmp_path / "out")
+    assert [task.name for task in prepared.tasks] == ["first (short)", "first (long)"]
+    for task in prepared.tasks:
+        # Of the 32 texts of a half, 5 make the slice; none is in both.
+        assert len(task.validation) == 5 and len(task.train) <= 27
+
+
 def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatch):
     path = tmp_path / "c.toml"
     path.write_text(toml)
