@@ -248,9 +248,9 @@ def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(runs):
         cosine = (1 + np.cos(np.pi * (t - rise) / (total - rise))) / 2
         rate = RATE * ((t + 1) / rise if t + 1 < rise else 1 if t < rise else cosine)
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        update = (m / (1 - 0.9 ** (t + 1))) / (
-            np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-7
-        )
+        # Keras adds its epsilon to the root of v before the correction of its bias.
+        correction = np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
+        update = correction * m / (np.sqrt(v) + 1e-7)
         w -= rate * update
     np.testing.assert_allclose(found[-4], w[:-1], atol=2e-6)
     np.testing.assert_allclose(found[-3], w[-1], atol=2e-6)
