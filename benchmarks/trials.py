@@ -108,34 +108,34 @@ def stock(prepared: Any, folder: str) -> list[dict[str, float]]:
         def build(self, hp: Any) -> Any:
             backbone = keras_hub.models.Backbone.from_preset(preset, dropout=0.0)
             text = backbone.output["sequence_output"][:, 0]
-            outputs = {n: keras.layers.Dense(2, name=n)(text) for n in heads}
+            self.models = [
+                keras.Model(backbone.input, keras.layers.Dense(2, name=head)(text))
+                for head in heads
+            ]
             self.rates = [hp.Float(n, 1e-7, 1e-3, sampling="log") for n in names]
-            return keras.Model(backbone.input, outputs)
+            return self.models[-1]
 
         def fit(self, hp: Any, model: Any, **options: Any) -> Any:
             callbacks = options.pop("callbacks")
-            for head, ((inputs, labels), validation) in zip(heads, tasks, strict=True):
-                largest = max(self.rates)
+            largest = max(self.rates)
+            for head, own, (train, validation) in zip(
+                heads, self.models, tasks, strict=True
+            ):
                 optimizer = LayerwiseOptimizer(
                     keras.optimizers.Adam(largest),
-                    prepared.trainer.groups | {"head": ["first", "second", "pooled_*"]},
+                    prepared.trainer.groups | {"head": head},
                     [rate / largest for rate in self.rates],
                 )
-                model.compile(
-                    optimizer, loss={head: loss}, metrics={head: ["accuracy"]}
-                )
-                history = model.fit(
-                    inputs,
-                    {head: labels},
+                own.compile(optimizer, loss=loss, metrics=["accuracy"])
+                history = own.fit(
+                    *train,
                     batch_size=configuration.training.batch_size,
-                    validation_data=(validation[0], {head: validation[1]}),
-                    callbacks=callbacks if head == heads[-1] else [],
-                    verbose=0,
+                    validation_data=validation,
+                    callbacks=callbacks if own is model else [],
                     **options,
                 )
-            model.compile(loss={heads[0]: loss}, metrics={heads[0]: ["accuracy"]})
-            (_, (inputs, labels)), _ = tasks
-            model.evaluate(inputs, {heads[0]: labels}, verbose=0)
+            (_, first), _ = tasks
+            self.models[0].evaluate(*first, verbose=0)
             elapsed = time.perf_counter() - start
             found.append({"end": elapsed, "compilations": len(seen)})
             return history

@@ -39,7 +39,7 @@ def command(data: str, folder: Path, *rest: str) -> list[str]:
         "tasks.mrpc.train_examples=200",
         "search.slice_examples=200",
         "search.units=3",
-        "search.budget=12",
+        "search.budget=8",
         "search.repeats=2",
     ]
     words = [word for override in overrides for word in ("--set", override)]
