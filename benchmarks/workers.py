@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py --data FOLDER [--workers 2] [--out FILE.json]
 
-SST-2, then MRPC, 200 examples each, one epoch, MiniLM; from the start of the first
+SST-2, then MRPC, 100 examples each, one epoch, MiniLM; from the start of the first
 process to the end of the last, the compilation in each of them included. Needs prepared
 TFDS data in FOLDER.
 """
@@ -35,9 +35,9 @@ def command(data: str, folder: Path, *rest: str) -> list[str]:
     overrides = [
         f"data.dir={data}",
         "training.epochs=1",
-        "tasks.sst2.train_examples=200",
-        "tasks.mrpc.train_examples=200",
-        "search.slice_examples=200",
+        "tasks.sst2.train_examples=100",
+        "tasks.mrpc.train_examples=100",
+        "search.slice_examples=100",
         "search.units=3",
         "search.budget=8",
         "search.repeats=2",

@@ -91,7 +91,7 @@ class Tuner(BaseTuner):
         on_end: Called with each trial after it ran.
 
     Raises:
-        ValueError: If the chief searches something else.
+        ConnectionError: If the chief searches something else.
     """
 
     def __init__(
@@ -114,9 +114,8 @@ class Tuner(BaseTuner):
             from lrdist_keras.distributed import PatientClient
 
             self.oracle: Any = PatientClient(self.oracle)
-            theirs, ours = self.oracle.get_space(), oracle.get_space()
-            if theirs.get_config()["space"] != ours.get_config()["space"]:
-                raise ValueError(
+            if _outline(self.oracle.get_space()) != _outline(oracle.get_space()):
+                raise ConnectionError(
                     "The chief searches with another configuration; start the worker "
                     "with the same CONFIG and --set as the chief."
                 )
@@ -214,6 +213,11 @@ class Tuner(BaseTuner):
     def reload(self) -> None:
         """Takes up the state of the oracle."""
         self.oracle.reload()
+
+
+def _outline(space: Any) -> dict[str, Any]:
+    """Returns what of a space arrives unchanged: names, and values that are fixed."""
+    return {hp.name: getattr(hp, "value", None) for hp in space.space}
 
 
 @dataclass(frozen=True)
