@@ -116,7 +116,7 @@ def main() -> None:
     Console().print(table)
     result = {
         "what": __doc__.strip().splitlines()[0],
-        "configuration": configuration.model_dump(exclude={"arms", "seeds"}),
+        "configuration": configuration.model_dump(exclude={"arms", "seeds", "data"}),
         "versions": preparation.versions(),
         "machine": preparation.machine(),
         "mean_reward_of_full_runs": float(np.mean(full)),
