@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from lrdist_keras import imports
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.files import package_folder
+from lrdist_keras.transformer import Stack, find_stack
 
 _PACKAGE = "package://"
 _WEIGHTS = ("model.safetensors", "model.weights.h5", "pytorch_model.bin")
@@ -39,6 +41,19 @@ class Encoder:
     last_token: bool
     max_length: int | None
 
+    @cached_property
+    def _stack(self) -> Stack | None:
+        return find_stack(self.model, self.family)
+
+    @property
+    def token_embedding(self) -> int | None:
+        """Position of the token embeddings among the weights.
+
+        `features` then takes any number of rows of them while it trains, with ids that
+        are numbered like that. None where it must have them all.
+        """
+        return 0 if self._stack is not None and not self.state else None
+
     @property
     def width(self) -> int:
         """Width of the last layer."""
@@ -54,6 +69,9 @@ class Encoder:
         """Returns the vector of each text, [batch, width], and the new state."""
         import jax.numpy as jnp
 
+        # What the stack leaves out is dropout: it has no use for the seeds.
+        if self._stack is not None and not (training and state):
+            return self._stack(weights, inputs), list(state)
         wanted = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
         output, new_state = self.model.stateless_call(
             list(weights), list(state), wanted, training=training

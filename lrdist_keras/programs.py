@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ Classes = tuple[int, ...]
 class Programs:
     """Compiles each program at its first use.
 
-    There is one per (kind, classes of the active heads, bucket): learning rates, the
+    There is one per (kind, classes of the active heads, bucket, rows of the token
+    embeddings that are held): learning rates, the
     position in the schedule, multipliers, strengths and weights are its arguments.
     The weights that they take are those of the encoder, then kernel and bias of each
     active head.
@@ -44,7 +46,7 @@ class Programs:
         self.seconds = 0.0
         self.compilations = 0
         self._compiled: dict[tuple, Callable[..., Any]] = {}
-        self._optimizers: dict[Classes, LayerwiseOptimizer] = {}
+        self._optimizers: dict[tuple[Classes, int | None], LayerwiseOptimizer] = {}
 
     def evaluate(self, classes: Classes, values: list, inputs: dict) -> Any:
         """Returns the logits of the one active head, shape [batch, classes]."""
@@ -59,7 +61,7 @@ class Programs:
         return self._program("fisher", classes, inputs, arguments)(*arguments)
 
     def training(
-        self, kind: str, classes: Classes, arguments: tuple
+        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
     ) -> Callable[..., Any]:
         """Returns the program of some steps, ready to be called with the arguments.
 
@@ -67,25 +69,31 @@ class Programs:
             kind: Of the step: `probe` moves the heads alone; the others are names for
                 which `Terms` are given.
             classes: Of the active heads.
+            rows: Of the token embeddings among the weights; None for all.
             arguments: Weights, state of the model, state of the optimizer (all three
                 are given away), batches of shape [steps per call, batch, …], how many
                 of them to do, steps done before, steps in all, largest learning rate,
                 and `Terms`. It returns the first three, and the last loss.
         """
-        return self._program(kind, classes, arguments[3], arguments)
+        return self._program(kind, classes, arguments[3], arguments, rows)
 
     def optimizer_state(
-        self, classes: Classes, multipliers: Mapping[str, float]
+        self, classes: Classes, rows: int | None, multipliers: Mapping[str, float]
     ) -> list[Any]:
         """Returns fresh moments, and these multipliers."""
-        optimizer = self._optimizer(classes)
+        optimizer = self._optimizer(classes, rows)
         optimizer.multipliers = {name: multipliers[name] for name in self.groups}
         return [jnp.array(v.value, copy=True) for v in optimizer.variables]
 
     def _program(
-        self, kind: str, classes: Classes, inputs: dict, arguments: tuple
+        self,
+        kind: str,
+        classes: Classes,
+        inputs: dict,
+        arguments: tuple,
+        rows: int | None = None,
     ) -> Callable[..., Any]:
-        key = (kind, classes, inputs["token_ids"].shape)
+        key = (kind, classes, rows, inputs["token_ids"].shape)
         if key not in self._compiled:
             start = time.perf_counter()
             if kind == "evaluate":
@@ -93,9 +101,8 @@ class Programs:
             elif kind == "fisher":
                 function = jax.jit(self._fisher_call, donate_argnums=0)
             else:
-                function = jax.jit(
-                    self._training_call(kind, classes), donate_argnums=(0, 1, 2)
-                )
+                call = self._training_call(kind, classes, rows)
+                function = jax.jit(call, donate_argnums=(0, 1, 2))
             self._compiled[key] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
             self.compilations += 1
@@ -129,8 +136,10 @@ class Programs:
         )
         return [t + scale * s for t, s in zip(total, squares, strict=True)]
 
-    def _training_call(self, kind: str, classes: Classes) -> Callable[..., Any]:
-        optimizer = self._optimizer(classes)
+    def _training_call(
+        self, kind: str, classes: Classes, rows: int | None
+    ) -> Callable[..., Any]:
+        optimizer = self._optimizer(classes, rows)
         inner_rate = optimizer.inner_optimizer._learning_rate
         rate = next(i for i, v in enumerate(optimizer.variables) if v is inner_rate)
         backbone = self.encoder.model.trainable_variables
@@ -195,8 +204,8 @@ class Programs:
 
         return call
 
-    def _optimizer(self, classes: Classes) -> LayerwiseOptimizer:
-        if classes not in self._optimizers:
+    def _optimizer(self, classes: Classes, rows: int | None) -> LayerwiseOptimizer:
+        if (classes, rows) not in self._optimizers:
             settings = self.settings
             inner = (
                 keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
@@ -204,14 +213,24 @@ class Programs:
                 else keras.optimizers.Adam(1.0)
             )
             variables = list(self.encoder.model.trainable_variables)
+            if rows is not None and (i := self.encoder.token_embedding) is not None:
+                variables[i] = _variable(variables[i].path, (rows, self.encoder.width))
             for count in classes:
-                head = keras.layers.Dense(count, name="head")
-                head.build((None, self.encoder.width))
-                variables += head.trainable_variables
+                variables.append(_variable("head/kernel", (self.encoder.width, count)))
+                variables.append(_variable("head/bias", (count,)))
             optimizer = LayerwiseOptimizer(inner, self.groups)
             optimizer.build(variables)
-            self._optimizers[classes] = optimizer
-        return self._optimizers[classes]
+            self._optimizers[classes, rows] = optimizer
+        return self._optimizers[classes, rows]
+
+
+def _variable(path: str, shape: tuple[int, ...]) -> keras.Variable:
+    """Returns a variable of zeros that stands for what is not in the model."""
+    *scopes, name = path.split("/")
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(np.zeros(shape, np.float32), name=name)
 
 
 def split(values: list, count: int) -> tuple[list, list[list]]:

@@ -37,6 +37,7 @@ from lrdist_keras.strategies import (
     with_lora,
 )
 from lrdist_keras.tasks import majority_rate, stratified
+from lrdist_keras.vocabulary import UsedRows, room, used_rows, used_tokens
 
 _FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
 _ALPHA_EXAMPLES = 200  # of each task, to choose an average by
@@ -152,6 +153,7 @@ class _Course:
     weights: Weights
     heads: list[Weights]
     state: list
+    rows: int | None
     penalty: QuadraticPenalty | None
 
 
@@ -375,6 +377,7 @@ class SequentialTrainer:
                 for i, task in enumerate(tasks)
             ],
             state=_copy(self._initial_state(seed)),
+            rows=self._rows(subsets),
             penalty=penalty,
         )
 
@@ -470,6 +473,22 @@ class SequentialTrainer:
             return [replace(plain, kind="ewc", terms=Terms(course.penalty))]
         return [plain]
 
+    def _rows(self, subsets: Sequence[Encoded]) -> int | None:
+        """Returns the rows of the token embeddings that each training needs to hold."""
+        where, settings = self.encoder.token_embedding, self.settings
+        if where is None or settings.optimizer != "adam":
+            return None
+        vocabulary = len(self.encoder.weights[where])
+        return room([len(used_tokens(mixed(subsets).encoded))], vocabulary)
+
+    def _used_rows(self, course: _Course, stage: _Stage) -> UsedRows | None:
+        """Returns the rows of the token embeddings that a training can change."""
+        where, terms = self.encoder.token_embedding, stage.terms
+        if where is None or course.rows is None or terms.penalty or terms.pull:
+            return None
+        vocabulary = len(self.encoder.weights[where])
+        return used_rows(stage.train.encoded, where, course.rows, vocabulary)
+
     def _train(self, course: _Course, i: int, stage: _Stage) -> Curve:
         """Does one training, and puts the new weights, heads and state in their place.
 
@@ -493,19 +512,32 @@ class SequentialTrainer:
             else set()
         )
         before = _copy(course.weights) if stage.averages else []
+        used = self._used_rows(course, stage)
+        weights = course.weights
+        if used is not None:
+            train = replace(train, encoded=used.narrowed(train.encoded))
+            table = weights[used.position]
+            weights = used.take(weights)
+
+        def whole() -> Weights:
+            return weights if used is None else used.put(table, weights)
 
         def stop(done: int) -> None:
+            nonlocal weights
             if done in averages:
-                course.weights = average(before, course.weights, course.arm.alpha)
+                averaged = average(before, whole(), course.arm.alpha)
+                weights = averaged if used is None else used.take(averaged)
             if done in samples:
+                course.weights = whole()
                 curve.steps.append(done)
                 for j in earlier:
                     sample = course.samples[j]
                     found = _accuracy(self._logits(sample, course, j), sample.labels)
                     curve.accuracy[course.tasks[j].name].append(found)
 
+        rows = None if used is None else len(used.rows)
         optimizer_state = self.programs.optimizer_state(
-            classes, stage.rates.multipliers
+            classes, rows, stage.rates.multipliers
         )
         rng = _rng(course.seed, _ORDER, i)
         epochs = (
@@ -520,20 +552,17 @@ class SequentialTrainer:
         )
         done = 0
         for call in (call for calls in epochs for call in calls):
-            rows = call.indices
-            while len(rows) and done < total:
+            batches = call.indices
+            while len(batches) and done < total:
                 stop(done)
                 ends = [s - done for s in samples | averages if s > done]
-                steps = min([len(rows), total - done, *ends])
+                steps = min([len(batches), total - done, *ends])
                 missing = settings.steps_per_call - steps
                 filled = np.pad(
-                    rows[:steps], ((0, missing), (0, 0)), constant_values=-1
+                    batches[:steps], ((0, missing), (0, 0)), constant_values=-1
                 )
                 arguments = (
-                    [
-                        *course.weights,
-                        *(w for j in stage.active for w in course.heads[j]),
-                    ],
+                    [*weights, *(w for j in stage.active for w in course.heads[j])],
                     course.state,
                     optimizer_state,
                     train.arrays(filled, call.length),
@@ -543,19 +572,20 @@ class SequentialTrainer:
                     np.float32(stage.rates.reference_rate),
                     stage.terms,
                 )
-                program = self.programs.training(stage.kind, classes, arguments)
+                program = self.programs.training(stage.kind, classes, rows, arguments)
                 start = time.perf_counter()
                 values, course.state, optimizer_state, loss = program(*arguments)
                 jax.block_until_ready(loss)
                 self._clock.training += time.perf_counter() - start
-                self._clock.trained += int((rows[:steps] >= 0).sum())
-                course.weights, heads = split(values, count)
+                self._clock.trained += int((batches[:steps] >= 0).sum())
+                weights, heads = split(values, count)
                 for j, head in zip(stage.active, heads, strict=True):
                     course.heads[j] = head
                 done += steps
-                rows = rows[steps:]
+                batches = batches[steps:]
                 course.on_steps(steps)
         stop(done)
+        course.weights = whole()
         return curve
 
     def evaluate(self, data: Encoded, weights: Weights, head: Weights) -> np.ndarray:

@@ -1,0 +1,187 @@
+"""KerasHub's stack of encoder layers, computed for the one token that is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Backbones that are the normalised sum of embeddings, and on it a stack of
+# `TransformerEncoder` layers that all take the padding mask, with the path of the
+# embeddings of tokens and positions.
+_FAMILIES = {
+    "BertBackbone": "",
+    "DistilBertBackbone": "token_and_position_embedding/",
+    "RobertaBackbone": "embeddings/",
+    "XLMRobertaBackbone": "embeddings/",
+}
+_SEGMENTS = "segment_embedding/embeddings"
+_EMBEDDINGS_NORM = "embeddings_layer_norm"
+_LAYER = (
+    "self_attention_layer/query/kernel",
+    "self_attention_layer/query/bias",
+    "self_attention_layer/key/kernel",
+    "self_attention_layer/key/bias",
+    "self_attention_layer/value/kernel",
+    "self_attention_layer/value/bias",
+    "self_attention_layer/attention_output/kernel",
+    "self_attention_layer/attention_output/bias",
+    "self_attention_layer_norm/gamma",
+    "self_attention_layer_norm/beta",
+    "feedforward_layer_norm/gamma",
+    "feedforward_layer_norm/beta",
+    "feedforward_intermediate_dense/kernel",
+    "feedforward_intermediate_dense/bias",
+    "feedforward_output_dense/kernel",
+    "feedforward_output_dense/bias",
+)
+_MASKED = -1e9  # added to a score, so that its weight in the softmax is exactly 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of encoder layers whose last one is computed for the first token alone.
+
+    The same function of the same weights as KerasHub's model up to rounding, and less
+    work: above the keys and values of the last layer nothing but the first token
+    matters; query, key and value are one product; all products are of two
+    dimensions, with the tokens of a batch in one.
+
+    The embeddings of tokens may be those of a part of the vocabulary, if the ids are
+    numbered like that.
+
+    Args:
+        segments: Whether there are embeddings of segments.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        activation: Of the feed-forward layers.
+        embeddings_epsilon: Of the layer norm of the embeddings.
+        epsilon: Of the layer norms of the layers.
+        dtype: Of the products.
+    """
+
+    segments: bool
+    layers: int
+    heads: int
+    activation: Callable[[Any], Any]
+    embeddings_epsilon: float
+    epsilon: float
+    dtype: str
+
+    def __call__(self, weights: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """Returns the vectors of the first tokens, shape [batch, width].
+
+        Args:
+            weights: Of the whole model: embeddings of tokens, positions and segments,
+                scale and offset of their norm, and those of the layers.
+            inputs: `token_ids`, `padding_mask` and `segment_ids` where there are
+                segments, each of shape [batch, length].
+        """
+        ids = inputs["token_ids"]
+        (batch, length), width = ids.shape, weights[0].shape[1]
+        embedded = jnp.take(weights[0], ids, axis=0) + weights[1][:length]
+        first = 2
+        if self.segments:
+            embedded += jnp.take(weights[2], inputs["segment_ids"], axis=0)
+            first = 3
+        norm, rest = weights[first : first + 2], weights[first + 2 :]
+        embedded = _norm(embedded, norm, self.embeddings_epsilon)
+        tokens = embedded.reshape(batch * length, width).astype(self.dtype)
+        present = inputs["padding_mask"][:, None, None, :] != 0
+        mask = jnp.where(present, 0.0, _MASKED).astype(jnp.float32)
+        count = len(_LAYER)
+        for i in range(self.layers):
+            layer = rest[i * count : (i + 1) * count]
+            tokens = self._layer(layer, tokens, mask, i == self.layers - 1)
+        return tokens
+
+    def _layer(
+        self, weights: Sequence[Any], tokens: Any, mask: Any, first_only: bool
+    ) -> Any:
+        """One post-norm layer (arXiv 1706.03762, section 3.1) on [tokens, width]."""
+        (batch, *_, length), width = mask.shape, tokens.shape[-1]
+        dtype = tokens.dtype
+        query, query_bias, key, key_bias, value, value_bias = (
+            w.reshape(*w.shape[: w.ndim - 2], width) for w in weights[:6]
+        )
+        output, output_bias = weights[6].reshape(width, width), weights[7]
+        norm_1, norm_2 = weights[8:10], weights[10:12]
+        inner, inner_bias, outer, outer_bias = weights[12:]
+
+        def dense(x: Any, kernels: list, biases: list) -> Any:
+            kernel = jnp.concatenate(kernels, axis=1).astype(dtype)
+            return x @ kernel + jnp.concatenate(biases).astype(dtype)
+
+        def by_head(x: Any) -> list:
+            split = x.reshape(batch, -1, x.shape[-1] // width, self.heads, size)
+            return list(split.transpose(2, 0, 3, 1, 4))
+
+        size = width // self.heads
+        if first_only:
+            keys, values = by_head(dense(tokens, [key, value], [key_bias, value_bias]))
+            tokens = tokens.reshape(batch, length, width)[:, 0]
+            (queries,) = by_head(dense(tokens, [query], [query_bias]))
+        else:
+            kernels, biases = [query, key, value], [query_bias, key_bias, value_bias]
+            queries, keys, values = by_head(dense(tokens, kernels, biases))
+        scores = jnp.einsum(
+            "bnth,bnsh->bnts",
+            queries * size**-0.5,
+            keys,
+            preferred_element_type=jnp.float32,
+        )
+        attention = jax.nn.softmax(scores + mask).astype(dtype)
+        mixed = jnp.einsum("bnts,bnsh->bnth", attention, values)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(-1, width)
+        tokens = tokens + dense(mixed, [output], [output_bias])
+        tokens = _norm(tokens, norm_1, self.epsilon)
+        hidden = self.activation(dense(tokens, [inner], [inner_bias]))
+        tokens = tokens + dense(hidden, [outer], [outer_bias])
+        return _norm(tokens, norm_2, self.epsilon)
+
+
+def _norm(x: Any, weights: Sequence[Any], epsilon: float) -> Any:
+    """Layer normalisation of the last axis (arXiv 1607.06450), in float32."""
+    gamma, beta = weights
+    exact = x.astype(jnp.float32)
+    centred = exact - jnp.mean(exact, axis=-1, keepdims=True)
+    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(variance + epsilon) * gamma
+    return (centred * scale + beta).astype(x.dtype)
+
+
+def find_stack(model: Any, family: str) -> Stack | None:
+    """Returns the stack of a model's layers, or None where it is not built like that.
+
+    Args:
+        model: Keras model from token ids to the output of the last layer.
+        family: Class name of the KerasHub backbone.
+    """
+    layers = [x for x in model.layers if type(x).__name__ == "TransformerEncoder"]
+    if family not in _FAMILIES or not layers or layers[-1].output is not model.output:
+        return None
+    paths = [v.path for v in model.trainable_variables]
+    segments = _SEGMENTS in paths
+    expected = [
+        *(
+            f"{_FAMILIES[family]}{x}_embedding/embeddings"
+            for x in ("token", "position")
+        ),
+        *([_SEGMENTS] if segments else []),
+        *(f"{_EMBEDDINGS_NORM}/{name}" for name in ("gamma", "beta")),
+        *(f"{layer.path}/{name}" for layer in layers for name in _LAYER),
+    ]
+    if paths != expected or any(layer.normalize_first for layer in layers):
+        return None
+    return Stack(
+        segments=segments,
+        layers=len(layers),
+        heads=layers[0].num_heads,
+        activation=layers[0].activation,
+        embeddings_epsilon=model.get_layer(_EMBEDDINGS_NORM).epsilon,
+        epsilon=layers[0].layer_norm_epsilon,
+        dtype=layers[0].compute_dtype,
+    )

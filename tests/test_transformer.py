@@ -1,0 +1,147 @@
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from lrdist_keras.models import load_encoder
+from lrdist_keras.strategies import with_lora
+from lrdist_keras.transformer import find_stack
+
+BACKBONES = {
+    "BertBackbone": {"num_segments": 2},
+    "DistilBertBackbone": {},
+    "RobertaBackbone": {},
+    "XLMRobertaBackbone": {},
+}
+
+
+def backbone_of(family, dtype="float32"):
+    import keras_hub
+
+    backbone = getattr(keras_hub.models, family)(
+        vocabulary_size=40,
+        num_layers=3,
+        num_heads=2,
+        hidden_dim=12,
+        intermediate_dim=20,
+        max_sequence_length=16,
+        dtype=dtype,
+        **BACKBONES[family],
+    )
+    rng = np.random.default_rng(0)
+    for variable in backbone.trainable_variables:  # biases and norms too
+        drawn = rng.normal(0.0, 0.3, variable.shape)
+        variable.assign(drawn + ("gamma" in variable.path))
+    return backbone
+
+
+def encoder_of(family, folder, dropout=0.0):
+    backbone_of(family).save_to_preset(str(folder))
+    return load_encoder(str(folder), dropout)
+
+
+def batch(rows=4, length=9):
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(2, length + 1, rows)
+    lengths[0] = length
+    mask = np.arange(length) < lengths[:, None]
+    return {
+        "token_ids": rng.integers(0, 40, (rows, length)).astype(np.int32),
+        "segment_ids": (np.arange(length) > lengths[:, None] // 2).astype(np.int32),
+        "padding_mask": mask.astype(np.int32),
+    }
+
+
+def of_keras(encoder, weights, inputs):
+    wanted = {x.name: inputs[x.name] for x in encoder.model.inputs}
+    output, _ = encoder.model.stateless_call(weights, encoder.state, wanted)
+    return output[:, 0]
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_features_and_gradients_are_those_of_the_model(family, tmp_path):
+    encoder = encoder_of(family, tmp_path / "preset")
+    stack = find_stack(encoder.model, family)
+    inputs = batch()
+    direction = np.random.default_rng(2).normal(size=(4, 12)).astype(np.float32)
+
+    def along(function):
+        return lambda weights: jnp.sum(function(weights) * direction)
+
+    mine = jax.value_and_grad(along(lambda w: stack(w, inputs)))(encoder.weights)
+    theirs = jax.value_and_grad(along(lambda w: of_keras(encoder, w, inputs)))(
+        encoder.weights
+    )
+    np.testing.assert_allclose(mine[0], theirs[0], rtol=1e-5)
+    paths = [v.path for v in encoder.model.trainable_variables]
+    for path, a, b in zip(paths, mine[1], theirs[1], strict=True):
+        assert path.endswith("key/bias") or np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, atol=2e-5, err_msg=path)
+    found, state = encoder.features(encoder.weights, encoder.state, inputs, True)
+    np.testing.assert_array_equal(found, stack(encoder.weights, inputs))
+    assert state == []
+
+
+def products(jaxpr):
+    """Returns the multiplications of all products of a traced function."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            summed = np.prod([shape[i] for i in contracted])
+            total += int(np.prod(equation.outvars[0].aval.shape) * summed)
+        for inner in jaxprs_in_params(equation.params):
+            total += products(inner)
+    return total
+
+
+def test_it_computes_the_last_layer_for_the_first_token_alone(tmp_path):
+    encoder = encoder_of("BertBackbone", tmp_path / "preset")
+    stack, inputs = find_stack(encoder.model, encoder.family), batch(4, 9)
+    whole = jax.make_jaxpr(lambda w: of_keras(encoder, w, inputs))(encoder.weights)
+    mine = jax.make_jaxpr(lambda w: stack(w, inputs))(encoder.weights)
+    # Query, output and two feed-forward products, scores and mixture, of 8 tokens in 9.
+    per_token = 2 * 12 * 12 + 2 * 12 * 20 + 2 * 9 * 12
+    assert products(whole.jaxpr) - products(mine.jaxpr) == 4 * 8 * per_token
+
+
+def test_a_policy_of_bfloat16_is_followed():
+    exact, mixed = (
+        keras.Model(b.input, b.output["sequence_output"])
+        for b in map(backbone_of, 2 * ["BertBackbone"], ["float32", "mixed_bfloat16"])
+    )
+    inputs, weights = batch(), [np.asarray(v.value) for v in exact.trainable_variables]
+    wanted = np.asarray(exact(inputs)[:, 0])
+    found = find_stack(mixed, "BertBackbone")(weights, inputs)
+    assert found.dtype == jnp.bfloat16
+    theirs = np.linalg.norm(np.asarray(mixed(inputs)[:, 0], np.float32) - wanted)
+    mine = np.linalg.norm(np.asarray(found, np.float32) - wanted)
+    assert 0 < mine < 1.5 * theirs
+
+
+def test_dropout_is_left_to_the_model(tmp_path):
+    encoder = encoder_of("BertBackbone", tmp_path / "preset", dropout=0.5)
+    inputs = batch()
+    drawn, state = encoder.features(encoder.weights, encoder.state, inputs, True)
+    plain, same = encoder.features(encoder.weights, encoder.state, inputs, False)
+    assert np.abs(drawn - plain).max() > 0.1
+    assert not np.array_equal(state[0], encoder.state[0])
+    np.testing.assert_array_equal(same[0], encoder.state[0])
+    np.testing.assert_allclose(
+        plain, of_keras(encoder, encoder.weights, inputs), atol=1e-5
+    )
+    assert encoder.token_embedding is None
+
+
+def test_other_models_have_no_stack(tmp_path):
+    encoder = encoder_of("BertBackbone", tmp_path / "preset")
+    assert find_stack(encoder.model, "GPT2Backbone") is None
+    assert find_stack(with_lora(encoder, 2).model, encoder.family) is None
+    below = encoder.model.get_layer("transformer_layer_1").output
+    inner = keras.layers.Dense(3)(encoder.model.output)
+    assert find_stack(keras.Model(encoder.model.input, inner), encoder.family) is None
+    short = find_stack(keras.Model(encoder.model.input, below), encoder.family)
+    assert short.layers == 2
