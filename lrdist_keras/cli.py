@@ -68,6 +68,7 @@ def compare(
         _print_statistics(configuration, records)
         report.save_picture(folder / "comparison.png", records, prepared.distributions)
     print(f"Results: {folder}/results.json, {folder}/comparison.png")
+    _print_compilations()
 
 
 @app.command()
@@ -140,6 +141,7 @@ def search(
         f"Results: {folder}/distribution.json (the combination), best.json (the best "
         "setting), trials.csv, search.json, search.png"
     )
+    _print_compilations()
 
 
 @app.command()
@@ -272,6 +274,12 @@ def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
             )
         kept.remove(found[0])
     return kept
+
+
+def _print_compilations() -> None:
+    from lrdist_keras.compilation import compilations
+
+    print(f"Programs: {compilations.compiled} compiled, {compilations.cached} cached")
 
 
 def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None:

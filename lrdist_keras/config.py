@@ -66,7 +66,7 @@ class DataSettings(_Section):
 
     Args:
         dir: Folder of prepared TFDS data; relative file names refer to it too.
-        cache: Folder for encoded texts.
+        cache: Folder for encoded texts and compiled programs.
         download: Whether TFDS may download what is missing.
     """
 

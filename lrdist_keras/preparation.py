@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from lrdist_keras.compilation import keep_programs
 from lrdist_keras.config import Configuration, SequenceSettings
 from lrdist_keras.encoding import (
     Tokenizer,
@@ -177,6 +178,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         OSError: If an input is missing.
     """
     preset = find_preset(configuration.model)
+    keep_programs(configuration.data.cache)
     loaded = {
         settings.name: (settings, load_task(settings, configuration.data))
         for settings in configuration.tasks

@@ -8,10 +8,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import csv
 import importlib.util
 import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# One cache of compiled programs for all, with the processes that tests start.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = (
