@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
+from lrdist_keras.config import ArmSettings, Fault, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.encoding import (
     Encoded,
@@ -21,6 +21,7 @@ from lrdist_keras.encoding import (
 )
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models import Encoder, new_head
+from lrdist_keras.moments import CarriedMoments
 from lrdist_keras.programs import Programs, split
 from lrdist_keras.regularizers import AnnealedPull, QuadraticPenalty, Weights, l2_sp
 from lrdist_keras.strategies import (
@@ -153,6 +154,7 @@ class _Course:
     heads: list[Weights]
     state: list
     penalty: QuadraticPenalty | None
+    moments: CarriedMoments | None
 
 
 @dataclass
@@ -172,6 +174,8 @@ class SequentialTrainer:
         settings: How each task is trained.
         encoder_groups: Number of encoder groups, see `lrdist_keras.groups.Scheme`.
         rounding: `"floor"` or `"ceil"`, see `lrdist_keras.groups.Scheme`.
+        compat: Faults of the authors' code to reproduce, see
+            `lrdist_keras.config.Configuration`; those of training count here.
     """
 
     def __init__(
@@ -180,15 +184,17 @@ class SequentialTrainer:
         settings: TrainingSettings,
         encoder_groups: int = 8,
         rounding: Any = "floor",
+        compat: Collection[Fault] = (),
     ) -> None:
         self.encoder = encoder
         self.settings = settings
+        self.compat = compat
         paths = [v.path for v in encoder.model.trainable_variables]
         self.scheme: Scheme
         self.scheme, self.groups = path_groups(
             [*paths, "head/kernel", "head/bias"], encoder_groups, rounding
         )
-        self.programs = Programs(encoder, settings, self.groups)
+        self.programs = Programs(encoder, settings, self.groups, compat)
         self._with_lora: dict[int, SequentialTrainer] = {}
         self._clock = _Clock()
 
@@ -291,6 +297,7 @@ class SequentialTrainer:
                 self.settings,
                 self.scheme.encoder_groups,
                 self.scheme.rounding,
+                self.compat,
             )
         inner = self._with_lora[rank]
 
@@ -376,7 +383,11 @@ class SequentialTrainer:
             ],
             state=_copy(self._initial_state(seed)),
             penalty=penalty,
+            moments=self._new_moments(),
         )
+
+    def _new_moments(self) -> CarriedMoments | None:
+        return CarriedMoments() if "carry_moments" in self.compat else None
 
     def _run(self, course: _Course, after_task: AfterTask) -> Run:
         """The loop over the tasks."""
@@ -392,6 +403,7 @@ class SequentialTrainer:
                 continue
             if strategy == "single":
                 course.weights = _copy(course.pretrained)
+                course.moments = self._new_moments()
             before = _copy(course.weights) if strategy == "wise_ft" else []
             for stage in self._stages(course, i):
                 curve = self._train(course, i, stage)
@@ -507,7 +519,13 @@ class SequentialTrainer:
         optimizer_state = self.programs.optimizer_state(
             classes, stage.rates.multipliers
         )
-        rng = _rng(course.seed, _ORDER, i)
+        terms = stage.terms
+        if (moments := course.moments) is not None:
+            places = self.programs.places(classes)
+            optimizer_state = moments.put(optimizer_state, places, stage.active)
+            terms = terms._replace(head_steps=moments.head_steps(stage.active))
+        shuffles = "no_shuffling" not in self.compat
+        rng = _rng(course.seed, _ORDER, i) if shuffles else None
         epochs = (
             training_steps(
                 train.encoded,
@@ -541,7 +559,7 @@ class SequentialTrainer:
                     np.float32(done),
                     np.float32(total),
                     np.float32(stage.rates.reference_rate),
-                    stage.terms,
+                    terms,
                 )
                 program = self.programs.training(stage.kind, classes, arguments)
                 start = time.perf_counter()
@@ -556,6 +574,9 @@ class SequentialTrainer:
                 rows = rows[steps:]
                 course.on_steps(steps)
         stop(done)
+        if moments is not None:
+            heads_only = stage.kind == "probe"
+            moments.keep(optimizer_state, places, stage.active, done, heads_only)
         return curve
 
     def evaluate(self, data: Encoded, weights: Weights, head: Weights) -> np.ndarray:
