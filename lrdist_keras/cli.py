@@ -222,7 +222,8 @@ def show(
 
             distribution = get(what)
             _console().print(report.distribution_table(distribution, what))
-            _print_compat(distribution.provenance.get("compat", []))
+            compat = distribution.provenance.get("compat")
+            _print_compat(compat if isinstance(compat, list) else [])
 
 
 @app.command()

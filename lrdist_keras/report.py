@@ -63,7 +63,7 @@ def group_tables(
 
 def compat_line(compat: Sequence[str]) -> str:
     """Returns the line that names the faults that were on, empty where none was."""
-    return f"compat: {', '.join(compat)}" if compat else ""
+    return f"compat: {', '.join(map(str, compat))}" if compat else ""
 
 
 def results_table(summaries: Sequence[Summary], title: str) -> Table:

@@ -70,6 +70,35 @@ def test_compare_from_beginning_to_end(config, tmp_path):
         assert "at least 2 seeds" in line and "Received: seeds = [3]" in line
     results = json.loads((out / "results.json").read_text())
     assert "at least 2 seeds" in results["statistics"]["unavailable"]
+    # No fault was on, and none is spoken of.
+    assert "compat" not in results
+    assert not any("compat" in x.stdout for x in (result, again, shown))
+
+
+def test_every_report_says_which_faults_were_on(config, tmp_path):
+    compared, line = tmp_path / "compared", "compat: no_shuffling, carry_moments"
+    one = ("--set", 'arms=[{name="x", rate=1e-2}]', "--set", "seeds=[0]")
+    faults = ("--set", 'compat=["carry_moments", "no_shuffling"]')
+    result = lrdist("compare", config, "--out", compared, *one, *faults)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((compared / "results.json").read_text())
+    assert results["compat"] == ["no_shuffling", "carry_moments"]
+    assert results["configuration"]["compat"] == results["compat"]
+    shown = lrdist("show", compared)
+    searched = tmp_path / "searched"
+    small = ("budget=1", "repeats=0", "slice_examples=20", "units=1")
+    settings = [part for x in small for part in ("--set", f"search.{x}")]
+    found = lrdist("search", config, "--out", searched, *settings, *faults)
+    assert found.returncode == 0, found.stderr
+    for name in ("best.json", "distribution.json"):
+        provenance = Distribution.load(searched / name).provenance
+        assert provenance["compat"] == results["compat"]
+    best = lrdist("show", searched / "best.json")
+    for printed in (result, shown, found, best):
+        assert printed.stdout.splitlines().count(line) == 1
+    # Other faults are another comparison.
+    message = refused("compare", config, "--out", compared, *one)
+    assert "What differs: compat" in message
 
 
 def lines_of_runs(arms, seeds):
