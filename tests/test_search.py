@@ -35,9 +35,9 @@ def environment():
 
 
 def test_a_search_from_beginning_to_end(tmp_path, toml):
-    """Killed once in the middle; the programs are compiled once."""
+    """Killed once in the middle; the programs are compiled once; a fault is named."""
     path, out = tmp_path / "c.toml", tmp_path / "out"
-    path.write_text(toml)
+    path.write_text('compat = ["no_shuffling"]\n' + toml)
     with subprocess.Popen(
         command(path, out), stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -78,6 +78,9 @@ def test_a_search_from_beginning_to_end(tmp_path, toml):
     assert results["trials"] == len(rows)
     best = Distribution.load(out / "best.json")
     assert results["best"] == best.to_json()
+    assert results["compat"] == ["no_shuffling"]
+    assert best.provenance["compat"] == found.provenance["compat"] == ["no_shuffling"]
+    assert result.stdout.splitlines().count("compat: no_shuffling") == 1
     assert best.values.tolist() in trials.ranked()[0].tolist()
 
     again = subprocess.run(
@@ -147,7 +150,9 @@ def test_a_flat_space_gives_a_flat_distribution(tmp_path, toml):
     flat_space = [*SMALL, "search.space=flat", "search.budget=2"]
     prepared = search.prepare(config.load(path, flat_space), tmp_path / "out")
     prepared.run()
-    found = prepared.save_results().rates
+    combined = prepared.save_results()
+    assert "compat" not in combined.provenance
+    found = combined.rates
     rows = prepared.rows()
     assert len(rows) >= 3 and len(found) == 4
     assert len({round(rate, 15) for rate in found.values()}) == 1
