@@ -66,7 +66,13 @@ def compare(
         prepared.save_results(records)
         console.print(report.results_table(summaries, configuration.name))
         _print_statistics(configuration, records)
-        report.save_picture(folder / "comparison.png", records, prepared.distributions)
+        report.save_picture(
+            folder / "comparison.png",
+            records,
+            prepared.distributions,
+            configuration.compat,
+        )
+    _print_compat(configuration.compat)
     print(f"Results: {folder}/results.json, {folder}/comparison.png")
     _print_compilations()
 
@@ -131,12 +137,15 @@ def search(
         if distribution is None:
             raise OSError(f"No trial of the search in '{folder}' was finished.")
         trials = read_trials(folder)
-        report.save_search_picture(folder / "search.png", rows, trials, distribution)
+        report.save_search_picture(
+            folder / "search.png", rows, trials, distribution, configuration.compat
+        )
     console = _console()
     console.print(report.trials_table(rows, "Best trials", 8))
     console.print(report.correlations_table(search_module.correlations(rows)))
     title = f"{configuration.name}: ranked combination"
     console.print(report.distribution_table(distribution, title))
+    _print_compat(configuration.compat)
     print(
         f"Results: {folder}/distribution.json (the combination), best.json (the best "
         "setting), trials.csv, search.json, search.png"
@@ -209,10 +218,14 @@ def show(
             text = (Path(what) / "configuration.json").read_text("utf-8")
             configuration = Configuration.model_validate_json(text)
             _print_statistics(configuration, records)
+            _print_compat(configuration.compat)
         else:
             from lrdist_keras.distribution import get
 
-            _console().print(report.distribution_table(get(what), what))
+            distribution = get(what)
+            _console().print(report.distribution_table(distribution, what))
+            compat = distribution.provenance.get("compat")
+            _print_compat(compat if isinstance(compat, list) else [])
 
 
 @app.command()
@@ -301,6 +314,14 @@ def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None
             "No comparison at equal p_s: the flat-rate curve takes at least two flat "
             "arms, of strategy plain with one `rate` and no `decay`."
         )
+
+
+def _print_compat(compat: Sequence[str]) -> None:
+    """Prints the line that names the faults that were on, if any was."""
+    from lrdist_keras.report import compat_line
+
+    if line := compat_line(compat):
+        print(line)
 
 
 def _search(prepared: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ import numpy as np
 from lrdist_keras import metrics, preparation
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
-from lrdist_keras.encoding import encode, load_tokenizer
 from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
-from lrdist_keras.masked_language import PretrainingFisher, pretraining_fisher
-from lrdist_keras.models import find_preset
+from lrdist_keras.masked_language import PretrainingFisher
 from lrdist_keras.statistics import (
     METRICS,
     NoStatistics,
@@ -28,7 +25,6 @@ from lrdist_keras.statistics import (
     compare_arms,
     summarize,
 )
-from lrdist_keras.tasks import Split
 from lrdist_keras.training import Run, SequentialTrainer, TaskData
 
 
@@ -136,6 +132,7 @@ class Comparison:
         results = {
             "name": self.configuration.name,
             "configuration": self.configuration.model_dump(),
+            **({"compat": compat} if (compat := self.configuration.compat) else {}),
             "versions": preparation.versions(),
             "machine": preparation.machine(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
@@ -208,7 +205,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         for arm in configuration.arms
     }
     fishers = {
-        arm.name: _pretraining_fisher(configuration, arm, loaded.trainer)
+        arm.name: preparation.arm_fisher(configuration, arm, loaded)
         for arm in configuration.arms
         if arm.strategy == "ewc_pretraining"
     }
@@ -219,39 +216,6 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
     return Comparison(
         configuration, folder, loaded.trainer, tasks, distributions, fishers
     )
-
-
-def _pretraining_fisher(
-    configuration: Configuration, arm: ArmSettings, trainer: SequentialTrainer
-) -> PretrainingFisher:
-    """Estimates it on the arm's raw text, and says how good it is."""
-    path = Path(configuration.data.dir) / (arm.raw_text or "")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"Arm '{arm.name}': `raw_text` must name a text file in UTF-8, relative to "
-            f"data.dir. Received: '{path}' ({error})"
-        ) from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise ValueError(
-            f"Arm '{arm.name}': a Fisher needs texts, and `raw_text` '{path}' has none."
-        )
-    tokenizer = load_tokenizer(find_preset(configuration.model))
-    length = configuration.training.max_length
-    encoded = encode(
-        Split((texts,), np.zeros(len(texts), np.int32)),
-        tokenizer,
-        length,
-        configuration.data.cache,
-        path.name,
-    )
-    found = pretraining_fisher(
-        trainer.encoder, encoded, tokenizer.mask_id, length, arm.fisher_examples or 1
-    )
-    print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
-    return found
 
 
 def arm_distribution(

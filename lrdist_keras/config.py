@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -33,8 +33,19 @@ Name = Annotated[
 Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
-# What the authors' code does with data otherwise than arXiv 2404.01317 says.
-Fault = Literal["bytes_literal_texts", "random_length_halving", "cluster_on_validation"]
+# What the authors' code does otherwise than arXiv 2404.01317 says. `Configuration` says
+# what each means.
+Fault = Literal[
+    "softmax_before_loss",
+    "bytes_literal_texts",
+    "no_shuffling",
+    "carry_moments",
+    "report_on_tuning_split",
+    "random_length_halving",
+    "cluster_on_validation",
+    "early_stopping_first_task",
+]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class _Section(BaseModel):
@@ -190,6 +201,7 @@ _STRATEGIES: dict[str, dict[str, Any]] = {
 }
 _OF_STRATEGIES = sorted({key for keys in _STRATEGIES.values() for key in keys})
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Strength = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 
 
 class ArmSettings(_Section):
@@ -318,7 +330,7 @@ class TrainingSettings(_Section):
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
         steps_per_call: Steps that run on the device before the host is asked again.
-        evaluation_batch_size: Examples per evaluation batch; a GPU takes more at a time.
+        evaluation_batch_size: Examples per evaluation batch; GPUs take more at a time.
         curve_points: How often task A is evaluated while a later task trains.
         curve_examples: Validation examples used for that, a stratified subset.
     """
@@ -372,6 +384,10 @@ class SearchSettings(_Section):
             brought into the range. A flat space takes the flat rates among them.
         random_share: Share of proposals that are random.
         repeats: Full runs at the end that repeat the best with other seeds.
+        arm: Name of the arm whose strategy all trials train with, plain training if
+            not given. The rates are those of the trials.
+        strength: Smallest and largest `strength` of that strategy, which is then
+            searched with the rates, log-uniformly; what the arm has is tried first.
         slice_examples: Training examples at most that rewards are taken on; nothing is
             trained on them, and validation is for reports.
         retries: How often a failed trial is tried again.
@@ -398,6 +414,8 @@ class SearchSettings(_Section):
     ]
     random_share: float = Field(default=0.1, ge=0, le=1)
     repeats: int = Field(default=4, ge=0)
+    arm: Name | None = None
+    strength: tuple[_Strength, _Strength] | None = None
     slice_examples: int = Field(default=2000, ge=1)
     retries: int = Field(default=1, ge=0)
     seed: Seed = 0
@@ -406,6 +424,17 @@ class SearchSettings(_Section):
     def _range_is_not_empty(self) -> Self:
         if self.low >= self.high:
             raise ValueError("`low` must be below `high`")
+        if self.strength is not None and self.strength[0] >= self.strength[1]:
+            raise ValueError(
+                "the first of the two numbers of `strength` must be below the second. "
+                f"Received: {list(self.strength)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _strength_is_of_an_arm(self) -> Self:
+        if self.strength is not None and self.arm is None:
+            raise ValueError("`strength` goes with `arm`, whose strategy it is of")
         return self
 
     @model_validator(mode="after")
@@ -432,7 +461,31 @@ class ReportSettings(_Section):
 class Configuration(_Section):
     """What a file says: tasks, sequences of them, arms to compare, a search.
 
-    `compat` lists the faults of the authors' code that are to be reproduced.
+    Args:
+        name: How it is called; results go to `runs/NAME`.
+        seeds: Seeds of a comparison.
+        compat: The faults of the authors' code that are to be reproduced, or `paper`
+            for all; they are kept in one order.
+            `softmax_before_loss`: the cross-entropy takes the softmax of the logits for
+            logits, so that the model that is fitted is a softmax of a softmax.
+            `bytes_literal_texts`: texts are wrapped as `b'…'`.
+            `no_shuffling`: every epoch has the examples in the order of the data.
+            `carry_moments`: Adam's moments go on from task to task, see
+            `lrdist_keras.moments`.
+            `report_on_tuning_split`: a search is rewarded on the validation examples,
+            which reports are of too, and trains on all training examples.
+            `random_length_halving`: the length shift is a random halving.
+            `cluster_on_validation`: the clusters are fitted on validation examples.
+            `early_stopping_first_task`: what stops trials of a search early has seen
+            the first task only: below the full budget the reward is a1 / 2.
+        model: The backbone.
+        data: Where data lies.
+        training: How each task is trained.
+        tasks: The tasks that sequences name.
+        sequences: What is trained one after the other.
+        arms: What is compared.
+        search: How a distribution is searched.
+        report: What a comparison reports.
     """
 
     name: Name
@@ -447,10 +500,19 @@ class Configuration(_Section):
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
 
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _all_faults_by_one_word(cls, compat: Any) -> Any:
+        if compat == "paper":
+            return list(FAULTS)
+        if isinstance(compat, str):
+            raise ValueError(f"must be 'paper', or a list of some of {list(FAULTS)}")
+        return compat
+
     @field_validator("compat")
     @classmethod
     def _faults_differ(cls, compat: list[Fault]) -> list[Fault]:
-        return _unique(compat, "fault")
+        return sorted(_unique(compat, "fault"), key=FAULTS.index)
 
     @field_validator("seeds")
     @classmethod
@@ -500,6 +562,39 @@ class Configuration(_Section):
                 f"Received: seeds = {self.seeds}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _search_fits_its_arm(self) -> Self:
+        search = self.search
+        known = [arm.name for arm in self.arms]
+        if search.arm is not None and search.arm not in known:
+            raise ValueError(
+                f"search.arm is '{search.arm}', which is none of the arms"
+                f"{nearest(search.arm, known)}"
+            )
+        arm = self.search_arm
+        if arm is None or search.strength is None:
+            return self
+        if "strength" not in _STRATEGIES[arm.strategy]:
+            homes = [name for name, keys in _STRATEGIES.items() if "strength" in keys]
+            raise ValueError(
+                f"search.strength needs an arm with one of the strategies "
+                f"{', '.join(homes)}. Received: '{arm.name}' of the strategy "
+                f"{arm.strategy}"
+            )
+        if arm.strategy == "recadam" and search.high * search.strength[1] > 1:
+            raise ValueError(
+                "search.high x the largest search.strength must be at most 1, or the "
+                "pull of recadam overshoots its anchor; lower one of them. Received: "
+                f"{search.high * search.strength[1]:g}"
+            )
+        return self
+
+    @property
+    def search_arm(self) -> ArmSettings | None:
+        """The arm whose strategy a search trains with; None for plain training."""
+        wanted = self.search.arm
+        return next((arm for arm in self.arms if arm.name == wanted), None)
 
     def task(self, name: str) -> TaskSettings:
         """The task of this name."""

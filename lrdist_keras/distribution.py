@@ -23,7 +23,7 @@ PAPER_BASE = 1.8
 _PAPER = "arXiv 2404.01317, the authors' train.py"
 _FEWEST_RANKED = 5
 OF_TRIALS = (
-    "a1", "p_s", "p_o", "reward", "budget", "seed", "seconds", "sampler",
+    "a1", "p_s", "p_o", "reward", "strength", "budget", "seed", "seconds", "sampler",
 )  # fmt: skip
 
 
@@ -279,6 +279,9 @@ class Trials:
         seed: Seed of each trial, shape [trials], or None.
         name: Where they came from.
         reward: Reward of each trial, shape [trials], if it is not p_s + p_o.
+        strength: Strength of the strategy in each trial, shape [trials], if it was
+            searched too. Trials that differ in it are other settings; it is not
+            combined.
     """
 
     scheme: Scheme | PatternScheme
@@ -289,12 +292,13 @@ class Trials:
     seed: np.ndarray | None = None
     name: str = ""
     reward: np.ndarray | None = None
+    strength: np.ndarray | None = None
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the distinct trials, best first, as (rates, rewards).
 
         The reward is p_s + p_o if none is given; ties stay in file order. With seeds,
-        trials of the same rates and budget are averaged. With budgets, a configuration
+        trials of the same setting and budget are averaged. With budgets, a setting
         counts once, at its highest, and only the full budget is ranked; if it has fewer
         than 5 trials, those of the next budgets below come after them, since rewards of
         different budgets do not compare. Without either, every row is a trial of its
@@ -303,30 +307,32 @@ class Trials:
         reward = self.p_s + self.p_o if self.reward is None else self.reward
         count = len(reward)
         budget = np.ones(count) if self.budget is None else self.budget
-        rows = [(tuple(self.rates[i]), budget[i], reward[i]) for i in range(count)]
+        strength = np.ones(count) if self.strength is None else self.strength
+        settings_of = np.column_stack([self.rates, strength])
+        rows = [(tuple(settings_of[i]), budget[i], reward[i]) for i in range(count)]
         if self.seed is not None:
             settings: dict[tuple, list[float]] = {}
-            for rates, b, r in rows:
-                settings.setdefault((rates, b), []).append(r)
+            for setting, b, r in rows:
+                settings.setdefault((setting, b), []).append(r)
             rows = [(k[0], k[1], float(np.mean(v))) for k, v in settings.items()]
         if self.budget is not None:
             highest: dict[tuple, float] = {}
-            for rates, b, _ in rows:
-                highest[rates] = max(b, highest.get(rates, b))
+            for setting, b, _ in rows:
+                highest[setting] = max(b, highest.get(setting, b))
             rows = [row for row in rows if highest[row[0]] == row[1]]
         chosen: list[tuple] = []
         for b in sorted({row[1] for row in rows}, reverse=True):
             if len(chosen) >= _FEWEST_RANKED:
                 break
             chosen += sorted((x for x in rows if x[1] == b), key=lambda x: -x[2])
-        return np.array([x[0] for x in chosen]), np.array([x[2] for x in chosen])
+        return np.array([x[0][:-1] for x in chosen]), np.array([x[2] for x in chosen])
 
 
 def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> Trials:
     """Reads a trials file, or the `trials.csv` of a run folder.
 
     The columns are a1, p_s, p_o, one per group, and optionally reward (of sequences of
-    more than two tasks it is not p_s + p_o), budget and seed. The
+    more than two tasks it is not p_s + p_o), strength, budget and seed. The
     scheme is the argument, else that of `scheme.json` beside the file, else 12/8/ceil
     where the groups are its groups.
 
@@ -354,7 +360,8 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
     if missing or unknown:
         raise ValueError(
             f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "
-            "per group, and optionally reward, budget, seed, seconds and sampler. "
+            "per group, and optionally reward, strength, budget, seed, seconds and "
+            "sampler. "
             f"Missing: {missing}; unknown: {unknown}. If the file is of another "
             "scheme, name it."
         )
@@ -381,6 +388,7 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         column("seed", lambda value, _: value) if "seed" in columns else None,
         str(path),
         column("reward", _rate) if "reward" in columns else None,
+        column("strength", _rate) if "strength" in columns else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -222,7 +223,7 @@ def training_steps(
     max_length: int,
     batch_size: int,
     steps_per_call: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
 ) -> list[Steps]:
     """Plans one epoch: every example once, in random batches of similar length.
 
@@ -230,9 +231,21 @@ def training_steps(
     most one batch of the epoch is filled up with padding. The number of batches depends
     on the lengths alone, not on the draw.
 
+    Args:
+        encoded: The examples.
+        max_length: Tokens per row at most.
+        batch_size: Examples per batch.
+        steps_per_call: Batches per call at most.
+        rng: Source of the order. None leaves the examples in their own: batches of
+            consecutive rows, each of the length that its longest row needs.
+
     Returns:
         Calls of at most `steps_per_call` batches of one length, in random order.
     """
+    if rng is None:
+        return _steps_in_order(
+            encoded.lengths, buckets(max_length), batch_size, steps_per_call
+        )
     order = rng.permutation(len(encoded))
     plan = [
         Steps(length, rows[i : i + steps_per_call])
@@ -240,6 +253,22 @@ def training_steps(
         for i in range(0, len(rows), steps_per_call)
     ]
     return [plan[i] for i in rng.permutation(len(plan))]
+
+
+def _steps_in_order(
+    lengths: np.ndarray, bounds: Sequence[int], batch_size: int, steps_per_call: int
+) -> list[Steps]:
+    rows = np.arange(-(-len(lengths) // batch_size) * batch_size)
+    rows[len(lengths) :] = -1
+    batches = rows.reshape(-1, batch_size)
+    longest = [lengths[batch[batch >= 0]].max() for batch in batches]
+    needed = np.asarray(bounds)[np.searchsorted(bounds, longest)]
+    starts = [0, *(np.flatnonzero(np.diff(needed)) + 1), len(batches)]
+    return [
+        Steps(int(needed[start]), batches[i : min(i + steps_per_call, end)])
+        for start, end in itertools.pairwise(starts)
+        for i in range(start, end, steps_per_call)
+    ]
 
 
 def evaluation_batches(

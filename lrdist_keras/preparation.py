@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lrdist_keras.compilation import keep_programs
-from lrdist_keras.config import Configuration, SequenceSettings
+from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.encoding import (
     Tokenizer,
     encode,
@@ -21,6 +24,7 @@ from lrdist_keras.encoding import (
     uncut_lengths,
 )
 from lrdist_keras.features import FeatureReader
+from lrdist_keras.masked_language import PretrainingFisher, pretraining_fisher
 from lrdist_keras.models import find_preset, load_encoder
 from lrdist_keras.shifts import (
     LabelShares,
@@ -224,9 +228,51 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         training,
         configuration.model.encoder_groups,
         configuration.model.rounding,
+        configuration.compat,
     )
     texts = {name: task for name, (_, task) in loaded.items()}
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
+
+
+def arm_fisher(
+    configuration: Configuration, arm: ArmSettings, loaded: Loaded
+) -> PretrainingFisher:
+    """Estimates the Fisher of `ewc_pretraining` on the arm's text; says how good it is.
+
+    Raises:
+        ValueError: If the text cannot be read, or there is none.
+    """
+    path = Path(configuration.data.dir) / (arm.raw_text or "")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"Arm '{arm.name}': `raw_text` must name a text file in UTF-8, relative to "
+            f"data.dir. Received: '{path}' ({error})"
+        ) from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ValueError(
+            f"Arm '{arm.name}': a Fisher needs texts, and `raw_text` '{path}' has none."
+        )
+    tokenizer = loaded.tokenizer
+    length = configuration.training.max_length
+    encoded = encode(
+        Split((texts,), np.zeros(len(texts), np.int32)),
+        tokenizer,
+        length,
+        configuration.data.cache,
+        path.name,
+    )
+    found = pretraining_fisher(
+        loaded.trainer.encoder,
+        encoded,
+        tokenizer.mask_id,
+        length,
+        arm.fisher_examples or 1,
+    )
+    print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def _seen(split: Split, configuration: Configuration) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from lrdist_keras.config import TrainingSettings
+from lrdist_keras.config import Fault, TrainingSettings
 from lrdist_keras.groups import Groups, partition
 from lrdist_keras.models import Encoder
+from lrdist_keras.moments import Places, bias_correction
 from lrdist_keras.optimizer import LayerwiseOptimizer
 from lrdist_keras.regularizers import squared_gradients
 from lrdist_keras.strategies import Terms, negative_log_likelihood
@@ -35,14 +36,20 @@ class Programs:
         encoder: The pretrained encoder.
         settings: How each task is trained.
         groups: Groups of the optimizer.
+        compat: Faults to reproduce, see `lrdist_keras.config.Configuration`.
     """
 
     def __init__(
-        self, encoder: Encoder, settings: TrainingSettings, groups: Groups
+        self,
+        encoder: Encoder,
+        settings: TrainingSettings,
+        groups: Groups,
+        compat: Collection[Fault] = (),
     ) -> None:
         self.encoder = encoder
         self.settings = settings
         self.groups = groups
+        self._softmax_first = "softmax_before_loss" in compat
         self.seconds = 0.0
         self.compilations = 0
         self._compiled: dict[tuple, Callable[..., Any]] = {}
@@ -85,6 +92,15 @@ class Programs:
         optimizer.multipliers = {name: multipliers[name] for name in self.groups}
         return [jnp.array(v.value, copy=True) for v in optimizer.variables]
 
+    def places(self, classes: Classes) -> Places:
+        """Returns where Adam's state stands in that of the optimizer."""
+        optimizer = self._optimizer(classes, rows=None)
+        index = {id(v): i for i, v in enumerate(optimizer.variables)}
+        inner: Any = optimizer.inner_optimizer
+        pairs = zip(inner._momentums, inner._velocities, strict=True)
+        moments = [(index[id(m)], index[id(v)]) for m, v in pairs]
+        return Places(index[id(inner.iterations)], moments)
+
     def _program(
         self,
         kind: str,
@@ -118,6 +134,15 @@ class Programs:
             features = jax.lax.stop_gradient(features)
         return [features @ kernel + bias for kernel, bias in heads], state
 
+    def _scores(self, logits: Any) -> Any:
+        """Returns what the likelihood takes for logits.
+
+        Under the fault `softmax_before_loss` that is their softmax, in every training
+        that has labels and in the Fisher of the model that is so fitted. The likeliest
+        class stays the same.
+        """
+        return jax.nn.softmax(logits) if self._softmax_first else logits
+
     def _evaluation_call(self, values: list, state: list, inputs: dict) -> Any:
         return self._logits(values, state, inputs, training=False, probe=False)[0][0]
 
@@ -129,7 +154,7 @@ class Programs:
             (logits,), _ = self._logits(
                 [*weights, *head], self.encoder.state, one, training=False, probe=False
             )
-            return jax.nn.log_softmax(logits)[0, example["labels"]]
+            return jax.nn.log_softmax(self._scores(logits))[0, example["labels"]]
 
         squares = squared_gradients(
             log_likelihood, values[: len(total)], inputs, inputs["weights"]
@@ -146,12 +171,16 @@ class Programs:
         group_of = np.array(partition([v.path for v in backbone], self.groups, True))
         count, probe = len(backbone), kind == "probe"
         warmup, shape = self.settings.warmup, self.settings.schedule
+        counter = self.places(classes).iterations
+        inner: Any = optimizer.inner_optimizer
+        betas = inner.beta_1, inner.beta_2
 
         def loss(
             values: list, state: list, batch: dict, terms: Terms
         ) -> tuple[Any, list]:
             logits, state = self._logits(values, state, batch, True, probe)
-            nll = negative_log_likelihood(logits, batch)
+            scores = [self._scores(of_head) for of_head in logits]
+            nll = negative_log_likelihood(scores, batch)
             total = jnp.sum(nll * batch["weights"]) / jnp.sum(batch["weights"])
             if (penalty := terms.penalty) is not None:
                 total += penalty(values[: len(penalty.anchor)])
@@ -184,6 +213,7 @@ class Programs:
                 if (pull := terms.pull) is not None:
                     share = (done + i + 1) / total
                     optimizer_state[rate] = now * pull.weight(share)
+                shared = optimizer_state[counter] + 1
                 stepped, optimizer_state = optimizer.stateless_apply(
                     optimizer_state, gradients, values
                 )
@@ -193,6 +223,12 @@ class Programs:
                     stepped[:count] = pull(
                         stepped[:count], values[:count], list(rates), share
                     )
+                if (head_steps := terms.head_steps) is not None:
+                    own = bias_correction(head_steps + done + i + 1, *betas)
+                    scale = own / bias_correction(shared, *betas)
+                    for k in range(count, len(values)):
+                        factor = scale[(k - count) // 2]
+                        stepped[k] = values[k] + factor * (stepped[k] - values[k])
                 if probe:
                     stepped[:count] = values[:count]
                 return stepped, list(state), list(optimizer_state), value

@@ -61,6 +61,11 @@ def group_tables(
     return tables
 
 
+def compat_line(compat: Sequence[str]) -> str:
+    """Returns the line that names the faults that were on, empty where none was."""
+    return f"compat: {', '.join(map(str, compat))}" if compat else ""
+
+
 def results_table(summaries: Sequence[Summary], title: str) -> Table:
     """Returns the table of the metrics, mean ± standard deviation over the seeds."""
     table = _table(title)
@@ -158,10 +163,13 @@ def distribution_table(distribution: Distribution, title: str) -> Table:
         table.add_row(
             escape(name), f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}"
         )
-    table.caption = (
-        f"scheme {escape(str(distribution.scheme))}; geometric mean "
+    caption = [
+        f"scheme {distribution.scheme}; geometric mean "
         f"{distribution.geometric_mean:.4e}"
-    )
+    ]
+    found = distribution.provenance
+    caption += [f"{k} {found[k]}" for k in ("strategy", "strength") if k in found]
+    table.caption = escape("; ".join(caption))
     return table
 
 
@@ -190,11 +198,13 @@ def save_picture(
     path: str | os.PathLike[str],
     records: Sequence[Mapping[str, Any]],
     distributions: Mapping[str, Distribution],
+    compat: Sequence[str] = (),
 ) -> None:
     """Draws a comparison: distributions, p_s against p_o, and the forgetting curve.
 
     One row of the three panels per sequence. Small marks are single seeds, hollow where
-    the run did not learn; large ones are means over the seeds.
+    the run did not learn; large ones are means over the seeds. The title names the
+    faults that were on.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -210,6 +220,7 @@ def save_picture(
         _draw_accuracies(row[1], runs, list(distributions))
         _draw_curves(row[2], runs, list(distributions))
         row[1].set_title(_literal(sequence).replace("->", "→"))
+    _title_with_faults(figure, compat)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels))
@@ -227,7 +238,9 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
         most: How many to show.
     """
     table = _table(title)
-    for heading in ("budget", "reward", "a1", "p_s", "p_o", "seed", "seconds"):
+    searched = ["strength"] if rows and "strength" in rows[0] else []
+    headings = ["budget", "reward", "a1", "p_s", "p_o", *searched, "seed", "seconds"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("rates, first to last group", overflow="fold")
     ranked = sorted(rows, key=lambda r: (-r["budget"], -r["reward"]))
@@ -237,6 +250,7 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
             f"{row['budget']:.2f}",
             f"{row['reward']:.3f}",
             *(f"{row[name]:.3f}" for name in ("a1", "p_s", "p_o")),
+            *(f"{row[name]:.3g}" for name in searched),
             str(row["seed"]),
             f"{row['seconds']:.0f}",
             rates,
@@ -271,6 +285,7 @@ def save_search_picture(
     rows: Sequence[Mapping[str, Any]],
     trials: Trials,
     distribution: Distribution,
+    compat: Sequence[str] = (),
 ) -> None:
     """Draws a search: the best rates with their spread, and reward against time.
 
@@ -282,6 +297,7 @@ def save_search_picture(
         rows: Trials as `lrdist_keras.search.Search.rows` gives them, in their order.
         trials: The same, as they are combined.
         distribution: Their ranked combination.
+        compat: The faults that were on, which the title names.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -289,6 +305,7 @@ def save_search_picture(
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    _title_with_faults(figure, compat)
     names = list(distribution.rates)
     rates, rewards = trials.ranked()
     weights = float(distribution.provenance["base"]) ** -np.arange(len(rates))
@@ -353,6 +370,11 @@ def _table(title: str) -> Table:
 def _style(index: int) -> dict[str, Any]:
     marker = _MARKERS[index % len(_MARKERS)]
     return {"color": f"C{index % 10}", "marker": marker}
+
+
+def _title_with_faults(figure: Any, compat: Sequence[str]) -> None:
+    if compat:
+        figure.suptitle(compat_line(compat), fontsize=8)
 
 
 def _draw_distributions(axis: Any, distributions: Mapping[str, Distribution]) -> None:

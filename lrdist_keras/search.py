@@ -41,6 +41,7 @@ from lrdist_keras.distribution import (
 from lrdist_keras.encoding import take
 from lrdist_keras.files import claim_folder, locked, write_text
 from lrdist_keras.groups import Scheme
+from lrdist_keras.masked_language import PretrainingFisher
 from lrdist_keras.oracle import (
     FATAL,
     MESSAGE,
@@ -55,6 +56,7 @@ __all__ = ["BayesianHyperbandOracle", "Search", "SearchFailed", "Tuner", "prepar
 
 OBJECTIVE = "reward"
 FLAT = "rate"  # the hyperparameter of a flat space
+STRENGTH = "strength"  # that of the strategy, where it is searched
 _PROJECT = "search"
 # Errors that another learning rate would not mend.
 _PROGRAMMING = (
@@ -69,6 +71,7 @@ _PROGRAMMING = (
 )
 _COLUMNS = ("a1", "p_s", "p_o", "reward")
 _FEWEST = 3  # settings to correlate
+_PLAIN = ArmSettings(name="search", rate=1.0)  # the rates are those of the trial
 _FINGERPRINT = "tuner/configuration"
 _LONGEST_MESSAGE = 20_000  # characters, of which the last count
 _LONGEST_WAIT = 2.0  # seconds between two questions for work
@@ -228,8 +231,11 @@ class Search:
         configuration: What is searched.
         folder: Where the results lie.
         trainer: Trains sequences on the encoder.
-        tasks: The sequence, each task with the slice in place of its validation.
+        tasks: The sequence, each task with what rewards are taken on in place of its
+            validation.
         oracle: Says what to try.
+        arm: The strategy that trials train with.
+        fisher: Fisher of the pretrained weights, if the strategy needs it.
     """
 
     configuration: Configuration
@@ -237,6 +243,8 @@ class Search:
     trainer: SequentialTrainer
     tasks: list[TaskData]
     oracle: BayesianHyperbandOracle
+    arm: ArmSettings = _PLAIN
+    fisher: PretrainingFisher | None = None
 
     def evaluate(
         self,
@@ -247,19 +255,34 @@ class Search:
     ) -> dict[str, float]:
         """Trains the sequence with these rates; returns metrics on the slices.
 
+        Under the fault `early_stopping_first_task` the reward of less than a full run
+        is a1 / 2, which the authors' code reports to its scheduler at every epoch of
+        the first task; what it reports of the second task can stop no trial.
+
         Args:
-            values: Values of the oracle's space: a learning rate per group, or one.
+            values: Values of the oracle's space: a learning rate per group, or one, and
+                the strength where it is searched.
             budget: Share of a full run.
             seed: Number of the seed, from 0.
             on_steps: Called with the number of training steps just done.
         """
         distribution = Distribution(self.trainer.scheme, self.rates(values))
-        arm = ArmSettings(name="search", rate=distribution.reference_rate)
+        arm = self.arm
+        if STRENGTH in values:
+            arm = arm.model_copy(update={STRENGTH: values[STRENGTH]})
         seed = self.configuration.search.seed + seed
         run = self.trainer.run(
-            self.tasks, distribution, arm, seed, on_steps, budget=budget
+            self.tasks,
+            distribution,
+            arm,
+            seed,
+            on_steps,
+            budget=budget,
+            pretraining_fisher=self.fisher.fisher if self.fisher else None,
         )
         found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
+        if "early_stopping_first_task" in self.configuration.compat and budget < 1:
+            found["reward"] = found["a1"] / 2
         return {
             **found,
             "seconds": run.seconds,
@@ -300,7 +323,7 @@ class Search:
 
     def steps(self, budget: float) -> int:
         """Returns the training steps of a trial of this budget."""
-        return self.trainer.steps(self.tasks, budget)
+        return self.trainer.steps(self.tasks, budget, self.arm)
 
     def rates(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns the learning rate of each group that values of the space mean."""
@@ -323,6 +346,7 @@ class Search:
                     {
                         **{name: found[name] for name in _COLUMNS},
                         **self.rates(values),
+                        **{k: v for k, v in values.items() if k == STRENGTH},
                         "budget": self.oracle.budget(trial),
                         "seed": values[SEED],
                         "seconds": round(found["seconds"], 3),
@@ -359,18 +383,31 @@ class Search:
             "base": distribution.provenance["base"],
             "ranked": distribution.provenance["ranked"],
         }
-        distribution = replace(distribution, provenance=provenance)
+        arm, compat = self.configuration.search_arm, self.configuration.compat
+        conditions: dict[str, Any] = {}
+        if arm is not None:
+            conditions["strategy"] = arm.strategy
+        if compat:
+            conditions["compat"] = compat
+        distribution = replace(distribution, provenance={**provenance, **conditions})
         distribution.save(self.folder / "distribution.json")
+        values = self.oracle.best_values()
         best = Distribution(
             self.trainer.scheme,
-            self.rates(self.oracle.best_values()),
-            {k: provenance[k] for k in ("search", "sequence", "trials")},
+            self.rates(values),
+            {
+                **{k: provenance[k] for k in ("search", "sequence", "trials")},
+                **conditions,
+                **{k: v for k, v in values.items() if k == STRENGTH},
+            },
         )
         best.save(self.folder / "best.json")
         results = {
             "name": self.configuration.name,
             "sequence": sequence,
             "configuration": self.configuration.model_dump(exclude={"arms", "seeds"}),
+            "arm": arm.model_dump() if arm is not None else None,
+            **({"compat": compat} if compat else {}),
             "versions": preparation.versions(),
             "machine": preparation.machine(),
             "trials": len(rows),
@@ -398,7 +435,7 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         of the largest budget. None where there are fewer than three or one does not
         vary.
     """
-    names = [k for k in rows[0] if k not in OF_TRIALS] if rows else []
+    names = [k for k in rows[0] if k not in OF_TRIALS or k == STRENGTH] if rows else []
     runs: dict[float, dict[tuple, list[float]]] = {}
     for row in rows:
         setting = tuple(row[name] for name in names)
@@ -470,19 +507,26 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     settings = configuration.search
     sequence = search_sequence(configuration)
     state = folder / _PROJECT / "oracle.json"
+    arm = configuration.search_arm
+    # Of the arms only that one counts, wherever it stands.
+    own = configuration.model_copy(update={"arms": [arm]}) if arm else configuration
+    free = ("data.cache", "data.download", "seeds", "report")
     with locked(folder):
         claim_folder(
             folder,
-            configuration.model_dump(),
+            own.model_dump(),
             has_results=state.is_file(),
             results=f"{_PROJECT}/oracle.json",
-            free=("data.cache", "data.download", "seeds", "arms", "report"),
+            free=free if arm else (*free, "arms"),
         )
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})
     loaded = preparation.load(configuration, sequence.tasks).shifted(sequence)
     tasks = []
     for name, task in loaded.tasks.items():
+        if "report_on_tuning_split" in configuration.compat:
+            tasks.append(task)
+            continue
         rng = np.random.default_rng(0)
         rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
         wanted = task.train_examples or 0
@@ -498,8 +542,16 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
                 validation=take(task.train, chosen),
             )
         )
-    oracle = make_oracle(settings, loaded.trainer.scheme, _fingerprint(configuration))
-    return Search(configuration, folder, loaded.trainer, tasks, oracle)
+    fisher = None
+    if arm is not None and arm.strategy == "ewc_pretraining":
+        fisher = preparation.arm_fisher(configuration, arm, loaded)
+    fingerprint = _fingerprint(configuration)
+    oracle = make_oracle(
+        settings, loaded.trainer.scheme, fingerprint, arm.strength if arm else None
+    )
+    return Search(
+        configuration, folder, loaded.trainer, tasks, oracle, arm or _PLAIN, fisher
+    )
 
 
 def _fingerprint(configuration: Configuration) -> str:
@@ -507,13 +559,18 @@ def _fingerprint(configuration: Configuration) -> str:
     content = configuration.model_dump(
         exclude={"name", "arms", "seeds", "data", "report"}
     )
+    arm = configuration.search_arm
+    content["arm"] = arm.model_dump() if arm else None
     # The same weights may lie elsewhere on another machine.
     del content["model"]["preset"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def make_oracle(
-    settings: SearchSettings, scheme: Scheme, fingerprint: str = ""
+    settings: SearchSettings,
+    scheme: Scheme,
+    fingerprint: str = "",
+    strength: float | None = None,
 ) -> BayesianHyperbandOracle:
     """Returns the oracle of a configuration, on the groups of a scheme.
 
@@ -521,6 +578,7 @@ def make_oracle(
         settings: How it searches.
         scheme: The groups.
         fingerprint: What a chief and its workers must agree in.
+        strength: Where the strength is searched: that of the start points.
 
     Raises:
         ValueError: If the settings contradict each other.
@@ -529,11 +587,13 @@ def make_oracle(
     space = keras_tuner.HyperParameters()
     for name in [FLAT] if settings.space == "flat" else scheme.names:
         space.Float(name, settings.low, settings.high, sampling="log")
+    fixed: dict[str, Any] = {_FINGERPRINT: fingerprint}
+    if settings.strength is not None:
+        least, most = settings.strength
+        space.Float(STRENGTH, least, most, sampling="log")
+        fixed[STRENGTH] = min(max(strength or least, least), most)
     space.Fixed(_FINGERPRINT, fingerprint)
-    points = [
-        {**point, _FINGERPRINT: fingerprint}
-        for point in _start_points(settings, scheme)
-    ]
+    points = [{**point, **fixed} for point in _start_points(settings, scheme)]
     models = {"bayesian_hyperband": settings.model, "gaussian_process": settings.model}
     by_rungs = settings.sampler in ("bayesian_hyperband", "hyperband")
     named: Any = {"hyperband": "random", **models}

@@ -62,11 +62,19 @@ class Terms(NamedTuple):
 
     All numbers in it are arguments of the compiled step. A term that is None costs
     nothing.
+
+    Args:
+        penalty: On weights.
+        pull: Of RecAdam.
+        distillation: Of learning without forgetting.
+        head_steps: For moments that go on from task to task: the steps done before on
+            each active head, float32, shape [heads]. Adam corrects its bias by them.
     """
 
     penalty: QuadraticPenalty | None = None
     pull: AnnealedPull | None = None
     distillation: Distillation | None = None
+    head_steps: Any = None
 
 
 @dataclass(frozen=True)

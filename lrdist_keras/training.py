@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
+from lrdist_keras.config import ArmSettings, Fault, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.encoding import (
     Encoded,
@@ -21,6 +21,7 @@ from lrdist_keras.encoding import (
 )
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models import Encoder, new_head
+from lrdist_keras.moments import CarriedMoments
 from lrdist_keras.programs import Programs, split
 from lrdist_keras.regularizers import AnnealedPull, QuadraticPenalty, Weights, l2_sp
 from lrdist_keras.strategies import (
@@ -155,6 +156,7 @@ class _Course:
     state: list
     rows: int | None
     penalty: QuadraticPenalty | None
+    moments: CarriedMoments | None
 
 
 @dataclass
@@ -174,6 +176,8 @@ class SequentialTrainer:
         settings: How each task is trained.
         encoder_groups: Number of encoder groups, see `lrdist_keras.groups.Scheme`.
         rounding: `"floor"` or `"ceil"`, see `lrdist_keras.groups.Scheme`.
+        compat: Faults of the authors' code to reproduce, see
+            `lrdist_keras.config.Configuration`; those of training count here.
     """
 
     def __init__(
@@ -182,15 +186,17 @@ class SequentialTrainer:
         settings: TrainingSettings,
         encoder_groups: int = 8,
         rounding: Any = "floor",
+        compat: Collection[Fault] = (),
     ) -> None:
         self.encoder = encoder
         self.settings = settings
+        self.compat = compat
         paths = [v.path for v in encoder.model.trainable_variables]
         self.scheme: Scheme
         self.scheme, self.groups = path_groups(
             [*paths, "head/kernel", "head/bias"], encoder_groups, rounding
         )
-        self.programs = Programs(encoder, settings, self.groups)
+        self.programs = Programs(encoder, settings, self.groups, compat)
         self._with_lora: dict[int, SequentialTrainer] = {}
         self._clock = _Clock()
 
@@ -293,6 +299,7 @@ class SequentialTrainer:
                 self.settings,
                 self.scheme.encoder_groups,
                 self.scheme.rounding,
+                self.compat,
             )
         inner = self._with_lora[rank]
 
@@ -379,7 +386,11 @@ class SequentialTrainer:
             state=_copy(self._initial_state(seed)),
             rows=self._rows(subsets),
             penalty=penalty,
+            moments=self._new_moments(),
         )
+
+    def _new_moments(self) -> CarriedMoments | None:
+        return CarriedMoments() if "carry_moments" in self.compat else None
 
     def _run(self, course: _Course, after_task: AfterTask) -> Run:
         """The loop over the tasks."""
@@ -395,6 +406,7 @@ class SequentialTrainer:
                 continue
             if strategy == "single":
                 course.weights = _copy(course.pretrained)
+                course.moments = self._new_moments()
             before = _copy(course.weights) if strategy == "wise_ft" else []
             for stage in self._stages(course, i):
                 curve = self._train(course, i, stage)
@@ -475,8 +487,9 @@ class SequentialTrainer:
 
     def _rows(self, subsets: Sequence[Encoded]) -> int | None:
         """Returns the rows of the token embeddings that each training needs to hold."""
-        where, settings = self.encoder.token_embedding, self.settings
-        if where is None or settings.optimizer != "adam":
+        where = self.encoder.token_embedding
+        moved = self.settings.optimizer != "adam" or "carry_moments" in self.compat
+        if where is None or moved:
             return None
         vocabulary = len(self.encoder.weights[where])
         return room([len(used_tokens(mixed(subsets).encoded))], vocabulary)
@@ -539,7 +552,13 @@ class SequentialTrainer:
         optimizer_state = self.programs.optimizer_state(
             classes, rows, stage.rates.multipliers
         )
-        rng = _rng(course.seed, _ORDER, i)
+        terms = stage.terms
+        if (moments := course.moments) is not None:
+            places = self.programs.places(classes)
+            optimizer_state = moments.put(optimizer_state, places, stage.active)
+            terms = terms._replace(head_steps=moments.head_steps(stage.active))
+        shuffles = "no_shuffling" not in self.compat
+        rng = _rng(course.seed, _ORDER, i) if shuffles else None
         epochs = (
             training_steps(
                 train.encoded,
@@ -570,7 +589,7 @@ class SequentialTrainer:
                     np.float32(done),
                     np.float32(total),
                     np.float32(stage.rates.reference_rate),
-                    stage.terms,
+                    terms,
                 )
                 program = self.programs.training(stage.kind, classes, rows, arguments)
                 start = time.perf_counter()
@@ -586,6 +605,9 @@ class SequentialTrainer:
                 course.on_steps(steps)
         stop(done)
         course.weights = whole()
+        if moments is not None:
+            heads_only = stage.kind == "probe"
+            moments.keep(optimizer_state, places, stage.active, done, heads_only)
         return curve
 
     def evaluate(self, data: Encoded, weights: Weights, head: Weights) -> np.ndarray:

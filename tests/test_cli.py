@@ -70,6 +70,22 @@ def test_compare_from_beginning_to_end(config, tmp_path):
         assert "at least 2 seeds" in line and "Received: seeds = [3]" in line
     results = json.loads((out / "results.json").read_text())
     assert "at least 2 seeds" in results["statistics"]["unavailable"]
+    # No fault was on, and none is spoken of.
+    assert "compat" not in results
+    assert not any("compat" in x.stdout for x in (result, again, shown))
+
+
+def test_a_comparison_says_which_faults_were_on(config, tmp_path):
+    out, line = tmp_path / "out", "compat: no_shuffling, carry_moments"
+    one = ("--set", 'arms=[{name="x", rate=1e-2}]', "--set", "seeds=[0]")
+    faults = ("--set", 'compat=["carry_moments", "no_shuffling"]')
+    result = lrdist("compare", config, "--out", out, *one, *faults)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert results["compat"] == ["no_shuffling", "carry_moments"]
+    assert results["configuration"]["compat"] == results["compat"]
+    for printed in (result, lrdist("show", out)):
+        assert printed.stdout.splitlines().count(line) == 1
 
 
 def lines_of_runs(arms, seeds):
@@ -218,8 +234,12 @@ def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
     found = Distribution.load(out)
     assert found.rates["head"] == pytest.approx(3 * kenneweg2022().rates["head"])
     assert found.rates["encoder_1"] == pytest.approx(kenneweg2022().rates["encoder_1"])
+    content = json.loads(out.read_text())
+    content["provenance"]["compat"] = ["no_shuffling"]
+    out.write_text(json.dumps(content))
     shown = lrdist("show", out)
     assert "encoder_8" in shown.stdout and "12/8/ceil" in shown.stdout
+    assert "compat: no_shuffling" in shown.stdout.splitlines()
 
 
 def test_combine_leaves_a_pair_out(tmp_path):

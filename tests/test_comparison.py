@@ -47,9 +47,10 @@ def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configur
     (folder / "runs.jsonl").write_text(line(0) + "\n")
     comparison.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
     with pytest.raises(
-        ValueError, match="another configuration.*arms.0.rate, tra.*epochs"
+        ValueError, match="another configuration.*arms.0.rate, comp.*, tra.*epochs"
     ):
-        comparison.claim(configuration("training.epochs=2", "arms.0.rate=1"), folder)
+        other = ("training.epochs=2", "arms.0.rate=1", 'compat=["no_shuffling"]')
+        comparison.claim(configuration(*other), folder)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "runs.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"without a configuration\.json"):

@@ -118,7 +118,11 @@ def test_wrong_overrides(write, override, message):
             r"at least 2 seeds.*Received: seeds = \[4\]",
         ),
         ("seeds = [0, 1]", 'compat = ["random_halving"]', "'compat.0'.*random_length"),
-        ("seeds = [0, 1]", 'compat = "papers"', "'compat'.*list"),
+        (
+            "seeds = [0, 1]",
+            'compat = "papers"',
+            "'compat'.*'paper', or a list.*'papers'",
+        ),
         (
             "seeds = [0, 1]",
             'compat = ["bytes_literal_texts", "bytes_literal_texts"]',
@@ -195,7 +199,54 @@ def test_faults_are_off_unless_named(write):
     assert write().compat == []
     line = "seeds = [0, 1]"
     two = ["cluster_on_validation", "bytes_literal_texts"]
-    assert write(line, f"compat = {two}").compat == two
+    # In one order, so that the same faults are the same configuration.
+    assert write(line, f"compat = {two}").compat == two[::-1]
+
+
+def test_the_faults_of_the_paper_are_named_one_by_one(write):
+    faults = write("seeds = [0, 1]", 'compat = "paper"').compat
+    assert len(faults) == 8
+    assert sorted(faults) == [
+        "bytes_literal_texts", "carry_moments", "cluster_on_validation",
+        "early_stopping_first_task", "no_shuffling", "random_length_halving",
+        "report_on_tuning_split", "softmax_before_loss",
+    ]  # fmt: skip
+
+
+def test_a_search_takes_its_strategy_from_an_arm(write):
+    assert write().search_arm is None
+    c = write("", "", "search.arm=ewc", "search.strength=[1, 100]")
+    assert c.search_arm == c.arms[1]
+    assert c.search.strength == (1, 100)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["search.arm=ewg"], "search.arm is 'ewg'.*did you mean 'ewc'"),
+        (["search.strength=[1, 2]"], "'search'.*`strength` goes with `arm`"),
+        (["search.arm=ewc", "search.strength=[2, 1]"], r"below the second.*\[2.0, 1.0"),
+        (["search.arm=ewc", "search.strength=[0, 1]"], "'search.strength.0'.*than 0"),
+        (["search.arm=ewc", "search.strength=3"], "'search.strength'"),
+        (
+            ["search.arm=flat", "search.strength=[1, 2]"],
+            "search.strength needs an arm with .*ewc, .*recadam, lwf.*'flat' of the "
+            "strategy plain",
+        ),
+        (
+            [
+                "arms.ewc.strategy=recadam",
+                "search.arm=ewc",
+                "search.high=1e-2",
+                "search.strength=[1, 1000]",
+            ],
+            "search.high x the largest search.strength .* at most 1.*Received: 10",
+        ),
+    ],
+)
+def test_a_search_that_does_not_fit_its_arm(write, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        write("", "", *overrides)
 
 
 def test_the_configurations_of_the_project_are_valid(pytestconfig):

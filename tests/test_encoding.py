@@ -197,6 +197,19 @@ def test_an_epoch_has_every_example_once_and_little_padding():
     assert row_tokens < 0.75 * 333 * 128
 
 
+def test_without_a_generator_batches_are_consecutive_rows_of_the_length_they_need():
+    lengths = np.random.default_rng(0).integers(3, 129, 333)
+    lengths[48:144] = 20  # six batches of the shortest bucket
+    plan = encoding.training_steps(encoded_of(lengths), 128, 16, 4, None)
+    batches = [(call.length, row) for call in plan for row in call.indices]
+    assert np.concatenate([r for _, r in batches]).tolist() == [*range(333), *[-1] * 3]
+    for i, (length, _) in enumerate(batches):
+        longest = lengths[16 * i : 16 * (i + 1)].max()
+        assert length == next(n for n in (32, 64, 128) if n >= longest)
+    sizes = [len(call.indices) for call in plan if call.length == 32]
+    assert sizes == [4, 2] and max(len(call.indices) for call in plan) == 4
+
+
 def test_the_order_is_that_of_the_generator():
     encoded = encoded_of(np.full(40, 5))
 

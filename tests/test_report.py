@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lrdist_keras import report
-from lrdist_keras.distribution import flat, kenneweg2022, spread
+from lrdist_keras.distribution import Distribution, flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
 from lrdist_keras.statistics import METRICS, compare_arms, summarize
 
@@ -140,6 +140,43 @@ def test_the_spread_of_pairs_is_shown():
     shown = text(report.spread_table(flat(2e-5, SCHEME), pairs, spread(pairs)))
     row = next(line for line in shown.splitlines() if "head" in line)
     assert row.split() == ["head", "2.0000e-05", "1.0000e-05", "5.0000e-05", "5.00"]
+
+
+def test_the_faults_that_were_on_are_one_line_and_the_title(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    assert report.compat_line([]) == ""
+    line = "compat: no_shuffling, carry_moments"
+    assert report.compat_line(["no_shuffling", "carry_moments"]) == line
+    titles = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *_, **__: titles.append(self.get_suptitle())
+    )
+    arms = {"flat": flat(1e-5, SCHEME)}
+    for compat in ([], ["no_shuffling", "carry_moments"]):
+        report.save_picture(tmp_path / "p.png", [record()], arms, compat)
+    assert titles == ["", line]
+
+
+def test_a_searched_strength_has_a_column_and_a_place_in_the_caption():
+    found = Distribution(
+        SCHEME, flat(1e-5, SCHEME).rates, {"strategy": "ewc", "strength": 123.0}
+    )
+    shown = text(report.distribution_table(found, "best"), 120)
+    assert "strategy ewc; strength 123.0" in " ".join(shown.split())
+    row = {
+        "budget": 1.0,
+        "reward": 1.5,
+        "a1": 0.8,
+        "p_s": 0.8,
+        "p_o": 0.7,
+        "head": 1e-5,
+    }
+    row |= {"seed": 0, "seconds": 3.0, "sampler": "x"}
+    without = text(report.trials_table([row], "trials", 1))
+    searched = text(report.trials_table([row | {"strength": 456.7}], "trials", 1))
+    assert "457" in searched and "strength" in searched
+    assert "strength" not in without and searched.split()[-1] == "1e-05"
 
 
 @pytest.mark.parametrize("sequences", [["a -> b"], ["a -> b", "a -> c -> b"]])

@@ -13,7 +13,7 @@ import pytest
 from keras_tuner.src import protos
 from test_oracle import make, score
 
-from lrdist_keras import config, search
+from lrdist_keras import comparison, config, distribution, search
 from lrdist_keras.distribution import Distribution, kenneweg2022, read_trials
 from lrdist_keras.groups import Scheme
 from lrdist_keras.tasks import Split, search_slice
@@ -35,9 +35,9 @@ def environment():
 
 
 def test_a_search_from_beginning_to_end(tmp_path, toml):
-    """Killed once in the middle; the programs are compiled once."""
+    """Killed once in the middle; the programs are compiled once; a fault is named."""
     path, out = tmp_path / "c.toml", tmp_path / "out"
-    path.write_text(toml)
+    path.write_text('compat = ["no_shuffling"]\n' + toml)
     with subprocess.Popen(
         command(path, out), stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -78,6 +78,9 @@ def test_a_search_from_beginning_to_end(tmp_path, toml):
     assert results["trials"] == len(rows)
     best = Distribution.load(out / "best.json")
     assert results["best"] == best.to_json()
+    assert results["compat"] == ["no_shuffling"]
+    assert best.provenance["compat"] == found.provenance["compat"] == ["no_shuffling"]
+    assert result.stdout.splitlines().count("compat: no_shuffling") == 1
     assert best.values.tolist() in trials.ranked()[0].tolist()
 
     again = subprocess.run(
@@ -147,7 +150,9 @@ def test_a_flat_space_gives_a_flat_distribution(tmp_path, toml):
     flat_space = [*SMALL, "search.space=flat", "search.budget=2"]
     prepared = search.prepare(config.load(path, flat_space), tmp_path / "out")
     prepared.run()
-    found = prepared.save_results().rates
+    combined = prepared.save_results()
+    assert "compat" not in combined.provenance
+    found = combined.rates
     rows = prepared.rows()
     assert len(rows) >= 3 and len(found) == 4
     assert len({round(rate, 15) for rate in found.values()}) == 1
@@ -157,6 +162,116 @@ def test_a_flat_space_gives_a_flat_distribution(tmp_path, toml):
     assert [row["head"] for row in rows[:3]] == [1e-5, 2e-5, 5e-5]
     best = Distribution.load(tmp_path / "out" / "best.json")
     assert len(set(best.values)) == 1
+
+
+def test_a_strength_is_searched_with_the_rates(tmp_path, toml):
+    path, out = tmp_path / "c.toml", tmp_path / "out"
+    path.write_text(toml)
+    chosen = [
+        *SMALL, "search.budget=3", "search.space=flat", "search.arm=ewc",
+        "search.strength=[1, 1e6]", "search.low=1e-3", "search.high=1e-1",
+    ]  # fmt: skip
+    configuration = config.load(path, chosen)
+    prepared = search.prepare(configuration, out)
+    prepared.run()
+    prepared.save_results()
+    with (out / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    strengths = [float(row["strength"]) for row in rows]
+    assert strengths[0] == 10.0  # what the arm has, with the first start point
+    assert all(1 <= strength <= 1e6 for strength in strengths)
+    assert len(set(strengths)) > 1
+    # A trial is a run of the arm with its rate and strength.
+    row = next(row for row in rows if row["budget"] == "1.0" and row["seed"] == "0")
+    trainer = prepared.trainer
+    arm = configuration.arms[1].model_copy(update={"strength": float(row["strength"])})
+    rates = distribution.flat(float(row["head"]), trainer.scheme)
+    run = trainer.run(prepared.tasks, rates, arm, seed=0)
+    assert [float(row[k]) for k in ("a1", "p_s", "p_o")] == pytest.approx(
+        [run.accuracy[0, 0], run.accuracy[1, 1], run.accuracy[1, 0]]
+    )
+    best = Distribution.load(out / "best.json")
+    assert best.provenance["strategy"] == "ewc"
+    assert (best.provenance["strength"], best.rates["head"]) in [
+        (strength, float(row["head"]))
+        for strength, row in zip(strengths, rows, strict=True)
+    ]
+    assert read_trials(out).strength.tolist() == strengths
+    assert json.loads((out / "search.json").read_text())["arm"]["name"] == "ewc"
+
+    # Another strategy is another search; what the other arms are does not matter.
+    others = config.load(path, [*chosen, "arms.flat.rate=1e-4"])
+    search.prepare(others, out)
+    with pytest.raises(ValueError, match="What differs: arms.0.strength"):
+        search.prepare(config.load(path, [*chosen, "arms.ewc.strength=20.0"]), out)
+    fingerprints = {
+        search._fingerprint(config.load(path, [*chosen, *more]))
+        for more in ([], ["arms.ewc.strength=20.0"], ["search.strength=[1, 10]"])
+    }
+    assert len(fingerprints) == 3
+    assert search._fingerprint(others) == search._fingerprint(configuration)
+
+
+def test_the_strategy_of_an_arm_counts_without_its_strength(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    arms = "arms=[{name='lp_ft', rate=1e-2, strategy='lp_ft'}]"
+    chosen = [*SMALL, arms, "search.arm=lp_ft"]
+    plain, probing = (
+        search.prepare(config.load(path, of), tmp_path / name)
+        for name, of in (("plain", SMALL), ("lp_ft", chosen))
+    )
+    assert search.STRENGTH not in {hp.name for hp in probing.oracle.get_space().space}
+    # The probe takes as many steps as the training after it.
+    assert probing.steps(1.0) == 2 * plain.steps(1.0)
+
+
+def test_settings_that_differ_in_strength_are_two(tmp_path):
+    (tmp_path / "scheme.json").write_text(json.dumps(Scheme(1).to_json()))
+    header = "p_s,p_o,embeddings,encoder_1,head,strength,budget,seed\n"
+    lines = ["0.5,0.5", "0.9,0.7", "0.7,0.7"]
+    ends = ["10,1.0,0", "20,1.0,0", "20,1.0,1"]
+    (tmp_path / "trials.csv").write_text(
+        header
+        + "".join(f"{a},1e-5,1e-5,1e-5,{b}\n" for a, b in zip(lines, ends, strict=True))
+    )
+    rates, rewards = read_trials(tmp_path).ranked()
+    assert rewards.tolist() == pytest.approx([1.5, 1.0])
+    assert rates.shape == (2, 3)
+
+
+def test_the_reward_is_of_what_is_reported_where_the_splits_are_one(tmp_path, toml):
+    """That of the flat arm's run in a comparison; without the fault of a slice."""
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    of = ["arms=[{name='flat', rate=1e-2}]", "seeds=[0]"]
+    fault = [*of, 'compat=["report_on_tuning_split"]']
+    compared = comparison.prepare(config.load(path, of), tmp_path / "compare")
+    (record,) = compared.run(*[lambda *_: None] * 3)
+    prepared = search.prepare(config.load(path, [*SMALL, *fault]), tmp_path / "out")
+    found = prepared.evaluate({"rate": 1e-2}, 1.0, 0)
+    assert [found[k] for k in ("a1", "p_s", "p_o", "reward")] == [
+        record[k] for k in ("a1", "p_s", "p_o", "reward")
+    ]
+    assert [len(task.train) for task in prepared.tasks] == [64, 64]
+    sliced = search.prepare(config.load(path, [*SMALL, *of]), tmp_path / "sliced")
+    assert [len(task.validation) for task in sliced.tasks] == [12, 12]
+
+
+def test_what_stops_a_trial_early_sees_the_first_task_only(tmp_path, toml):
+    path = tmp_path / "c.toml"
+    path.write_text(toml)
+    fault = 'compat=["early_stopping_first_task"]'
+    prepared = search.prepare(config.load(path, [*SMALL, fault]), tmp_path / "out")
+    part, full = (prepared.evaluate({"rate": 1e-2}, b, 0) for b in (1 / 3, 1.0))
+    assert part["reward"] == part["a1"] / 2
+    assert full["reward"] == full["p_s"] + full["p_o"]
+    right = search.prepare(config.load(path, SMALL), tmp_path / "right")
+    without = right.evaluate({"rate": 1e-2}, 1 / 3, 0)
+    assert without["reward"] == without["p_s"] + without["p_o"]
+    assert {k: part[k] for k in ("a1", "p_s", "p_o")} == {
+        k: without[k] for k in ("a1", "p_s", "p_o")
+    }
 
 
 def settings(**values):
