@@ -476,7 +476,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
             configuration.model_dump(),
             has_results=state.is_file(),
             results=f"{_PROJECT}/oracle.json",
-            free=("data.cache", "data.download", "seeds", "arms", "report"),
+            free=("data.cache", "data.download", "seeds", "arms", "measures", "report"),
         )
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 ORDER = """
 files imports groups distribution optimizer metrics drift statistics config tasks
 encoding models features shifts regularizers strategies masked_language programs
-training preparation surrogate oracle distributed search comparison report cli
+training measures preparation surrogate oracle distributed search comparison report cli
 """.split()
 
 

@@ -151,7 +151,7 @@ def test_label_table_shows_the_label_shift():
         ["a", "b"],
         [np.array([0, 0, 0, 1]), np.array([1, 1, 2, 0])],
         [np.array([0, 1]), np.array([1])],
-        classes=3,
+        [["x", "y", "z"]] * 2,
     )
     assert [row.part for row in rows] == ["a", "b"]
     assert rows[0].train == (0.75, 0.25, 0) and rows[1].train == (0.25, 0.5, 0.25)
