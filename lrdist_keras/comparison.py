@@ -24,6 +24,7 @@ from lrdist_keras.measures import Measures
 from lrdist_keras.models import find_preset
 from lrdist_keras.shifts import LabelShares
 from lrdist_keras.statistics import (
+    FURTHER,
     METRICS,
     NoStatistics,
     Statistics,
@@ -165,7 +166,7 @@ class Comparison:
                     "mean": _without_nan(s.mean),
                     "standard_deviation": _without_nan(s.deviation),
                 }
-                for s in summarize(records, (*METRICS, *measures.SUMMARIZED))
+                for s in summarize(records, (*METRICS, *FURTHER))
             ],
             "statistics": statistics,
             "runs": list(records),
@@ -313,7 +314,14 @@ def claim(configuration: Configuration, folder: Path) -> None:
             configuration.model_dump(),
             has_results=bool(read_runs(folder)),
             results="runs.jsonl",
-            free=("data.cache", "data.download", "seeds", "search", "measures", "report"),
+            free=(
+                "data.cache",
+                "data.download",
+                "seeds",
+                "search",
+                "measures",
+                "report",
+            ),
         )
 
 

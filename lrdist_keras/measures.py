@@ -16,15 +16,6 @@ from lrdist_keras.features import FeatureReader
 from lrdist_keras.tasks import stratified
 from lrdist_keras.training import Run, SequentialTrainer, TaskData, training_subset
 
-# Numbers of a record that are averaged over the seeds, beside `statistics.METRICS`.
-SUMMARIZED = (
-    "average_accuracy",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-    "probe_after",
-    "probe_p_o",
-)
 _NO_SEQUENCE = ("joint", "single")
 _NOTHING = MeasureSettings(
     forward_transfer=False, probe=False, similarity=False, drift=False

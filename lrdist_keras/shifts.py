@@ -258,18 +258,30 @@ def label_table(
         validation: Class numbers of the validation examples of each.
         classes: Names of the classes of each, in the order of their numbers.
     """
-    rows: list[LabelShares] = []
-    for i, name in enumerate(names):
-        of_part = tuple(classes[i])
-        shares, distances = [], []
-        for side in (train, validation):
-            here = np.bincount(side[i], minlength=len(of_part)) / len(side[i])
-            shares.append(tuple(here.tolist()))
-            first = np.bincount(side[0], minlength=len(classes[0])) / len(side[0])
-            same = of_part == tuple(classes[0])
-            distances.append(total_variation(here, first) if same else float("nan"))
-        rows.append(LabelShares(name, of_part, *shares, *distances))
-    return rows
+    shares = [
+        [
+            np.bincount(labels, minlength=len(of_part)) / len(labels)
+            for labels, of_part in zip(side, classes, strict=True)
+        ]
+        for side in (train, validation)
+    ]
+
+    def distance(side: int, i: int) -> float:
+        if tuple(classes[i]) != tuple(classes[0]):
+            return float("nan")
+        return total_variation(shares[side][i], shares[side][0])
+
+    return [
+        LabelShares(
+            name,
+            tuple(classes[i]),
+            tuple(shares[0][i].tolist()),
+            tuple(shares[1][i].tolist()),
+            distance(0, i),
+            distance(1, i),
+        )
+        for i, name in enumerate(names)
+    ]
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:

@@ -17,6 +17,15 @@ import numpy as np
 from scipy import special
 
 METRICS = ("a1", "p_s", "p_o", "reward", "forgetting")
+# What a table shows beside them, where the records hold it.
+FURTHER = (
+    "average_accuracy",
+    "learning_accuracy",
+    "backward_transfer",
+    "forward_transfer",
+    "probe_after",
+    "probe_p_o",
+)
 _OF_LEARNED = ("forgetting", "backward_transfer")
 COMPARED = ("reward", "p_s", "p_o", "forgetting", "a1")
 LEVEL = 0.05
