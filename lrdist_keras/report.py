@@ -34,7 +34,7 @@ _ARMS_PER_TABLE = 4
 SPREAD_LIMIT = 3.0
 _BEST_DRAWN = 5
 _METRIC_NAMES = {
-    "matthews": "Matthews' correlation",
+    "matthews": "Matthews",
     "f1": "F1",
     "accuracy": "accuracy",
 }
