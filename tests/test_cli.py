@@ -52,7 +52,8 @@ def test_compare_from_beginning_to_end(config, tmp_path):
     assert result.stderr == ""
     for wanted in (
         "embeddings", "parameters", "[3/3]", "p_s + p_o", "forgetting", "kenneweg",
-        "Further measures", "Each task by its own metric", "Labels", "negative", "drift.png",
+        "Further measures", "Each task by its own metric", "Labels", "negative",
+        "drift.png",
     ):  # fmt: skip
         assert wanted in result.stdout
     assert {path.name for path in out.iterdir()} == {
