@@ -60,11 +60,14 @@ def compare(
     groups = prepared.trainer.group_table(list(classes.values()))
     for table in report.group_tables(groups, prepared.distributions):
         console.print(table)
+    console.print(report.labels_table(prepared.labels))
     with _input_errors((OSError,)):
         records = _run(prepared, pending)
         summaries = statistics.summarize(records)
         prepared.save_results(records)
         console.print(report.results_table(summaries, configuration.name))
+        for table in report.measures_tables(records):
+            console.print(table)
         _print_statistics(configuration, records)
         report.save_picture(
             folder / "comparison.png",
@@ -72,8 +75,12 @@ def compare(
             prepared.distributions,
             configuration.compat,
         )
+        written = ["results.json", "comparison.png"]
+        if any("drift" in r or "similarity" in r for r in records):
+            report.save_drift_picture(folder / "drift.png", records)
+            written.append("drift.png")
     _print_compat(configuration.compat)
-    print(f"Results: {folder}/results.json, {folder}/comparison.png")
+    print("Results:", ", ".join(f"{folder}/{name}" for name in written))
     _print_compilations()
 
 
@@ -214,7 +221,10 @@ def show(
             records = read_runs(what)
             if not records:
                 raise ValueError(f"The folder '{what}' holds no finished runs.")
-            _console().print(report.results_table(summarize(records), what))
+            console = _console()
+            console.print(report.results_table(summarize(records), what))
+            for table in report.measures_tables(records):
+                console.print(table)
             text = (Path(what) / "configuration.json").read_text("utf-8")
             configuration = Configuration.model_validate_json(text)
             _print_statistics(configuration, records)

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras import metrics, preparation
+from lrdist_keras import measures, metrics, preparation
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.files import claim_folder, locked, replacing, write_text
 from lrdist_keras.groups import Scheme
 from lrdist_keras.masked_language import PretrainingFisher
+from lrdist_keras.measures import Measures
+from lrdist_keras.shifts import LabelShares
 from lrdist_keras.statistics import (
+    FURTHER,
     METRICS,
     NoStatistics,
     Statistics,
@@ -39,6 +42,8 @@ class Comparison:
         tasks: What each sequence trains one after the other, by name of the sequence.
         distributions: Learning rates by name of the arm, on the trainer's scheme.
         fishers: Fisher of the pretrained weights by name of the arm that needs one.
+        sources: Where the tasks come from, by name of the task.
+        labels: Label distributions of its tasks, by name of the sequence.
     """
 
     configuration: Configuration
@@ -47,6 +52,8 @@ class Comparison:
     tasks: Mapping[str, list[TaskData]]
     distributions: Mapping[str, Distribution]
     fishers: Mapping[str, PretrainingFisher]
+    sources: Mapping[str, str]
+    labels: Mapping[str, list[LabelShares]]
 
     def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
         """Returns the runs that are not done yet; seeds outermost, to have pairs."""
@@ -83,6 +90,7 @@ class Comparison:
         Raises:
             OSError: If the folder cannot be written to, or another process works in it.
         """
+        measured = Measures(self.trainer, self.configuration.measures)
         with locked(self.folder):
             _cut_half_a_line(self.folder)
             for sequence, arm, seed in self.pending():
@@ -90,16 +98,22 @@ class Comparison:
                 tasks = self.tasks[sequence.name]
                 rates = self.distributions[arm.name]
                 fisher = self.fishers.get(arm.name)
+                measurement = measured.begin(sequence.name, tasks, arm, seed)
                 run = self.trainer.run(
                     tasks,
                     rates,
                     arm,
                     seed,
                     on_steps,
+                    after_task=measurement.after_task,
                     pretraining_fisher=fisher.fisher if fisher else None,
                 )
-                names = [task.name for task in tasks]
-                record = _record(run, sequence.name, names, arm.name, seed)
+                record = _without_nan(
+                    {"sequence": sequence.name, "arm": arm.name, "seed": seed}
+                    | _record(run, [task.name for task in tasks])
+                    | measures.of_evaluations(run, tasks, self.sources, arm)
+                    | measurement.record(run)
+                )
                 self._save_logits(run, sequence, arm, seed)
                 line = json.dumps(record, allow_nan=False) + "\n"
                 with (self.folder / "runs.jsonl").open("ab") as file:
@@ -136,6 +150,10 @@ class Comparison:
             "versions": preparation.versions(),
             "machine": preparation.machine(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
+            "labels": {
+                sequence: [_without_nan(asdict(row)) for row in rows]
+                for sequence, rows in self.labels.items()
+            },
             "table": [
                 {
                     "sequence": s.sequence,
@@ -145,7 +163,7 @@ class Comparison:
                     "mean": _without_nan(s.mean),
                     "standard_deviation": _without_nan(s.deviation),
                 }
-                for s in summarize(records)
+                for s in summarize(records, (*METRICS, *FURTHER))
             ],
             "statistics": statistics,
             "runs": list(records),
@@ -209,12 +227,16 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         for arm in configuration.arms
         if arm.strategy == "ewc_pretraining"
     }
-    tasks = {
-        sequence.name: list(loaded.shifted(sequence).tasks.values())
-        for sequence in configuration.sequences
-    }
+    shifted = {s.name: loaded.shifted(s) for s in configuration.sequences}
     return Comparison(
-        configuration, folder, loaded.trainer, tasks, distributions, fishers
+        configuration,
+        folder,
+        loaded.trainer,
+        {name: list(found.tasks.values()) for name, found in shifted.items()},
+        distributions,
+        fishers,
+        {n: text.source for f in shifted.values() for n, text in f.texts.items()},
+        {name: found.label_table() for name, found in shifted.items()},
     )
 
 
@@ -256,7 +278,14 @@ def claim(configuration: Configuration, folder: Path) -> None:
             configuration.model_dump(),
             has_results=bool(read_runs(folder)),
             results="runs.jsonl",
-            free=("data.cache", "data.download", "seeds", "search", "report"),
+            free=(
+                "data.cache",
+                "data.download",
+                "seeds",
+                "search",
+                "measures",
+                "report",
+            ),
         )
 
 
@@ -297,21 +326,13 @@ def _cut_half_a_line(folder: Path) -> None:
             file.write(whole)
 
 
-def _record(
-    run: Run, sequence: str, tasks: list[str], arm: str, seed: int
-) -> dict[str, Any]:
+def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
     matrix = run.accuracy
-    values = {name: getattr(metrics, name)(matrix) for name in METRICS}
     return {
-        "sequence": sequence,
-        "arm": arm,
-        "seed": seed,
         "tasks": tasks,
-        **_without_nan(values),
+        **{name: getattr(metrics, name)(matrix) for name in METRICS},
         "learned": metrics.learned(matrix, run.majority_rates, run.examples),
-        "accuracy": [
-            [None if math.isnan(x) else x for x in row] for row in matrix.tolist()
-        ],
+        "accuracy": matrix.tolist(),
         "majority_rates": run.majority_rates.tolist(),
         "examples": run.examples.tolist(),
         "curves": {name: asdict(curve) for name, curve in run.curves.items()},
@@ -323,5 +344,10 @@ def _record(
     }
 
 
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(v) else v for name, v in values.items()}
+def _without_nan(content: Any) -> Any:
+    """Returns the content with None for what is not a number."""
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content

@@ -458,6 +458,28 @@ class ReportSettings(_Section):
     reference: Name | None = None
 
 
+class MeasureSettings(_Section):
+    """What a comparison measures of its runs beside the accuracies, at some cost.
+
+    Args:
+        forward_transfer: Whether each task is evaluated before it is trained.
+        probe: Whether heads of earlier tasks are refitted on frozen features.
+        similarity: Whether the features of each layer are compared (linear CKA).
+        drift: Whether the distance that the weights of each group went is taken.
+        examples: Validation examples of a task at most for forward transfer and
+            similarity, a stratified subset that is the same for all runs.
+        probe_examples: Training examples of a task at most, of those that the run
+            trains on, that a head is refitted on.
+    """
+
+    forward_transfer: bool = True
+    probe: bool = True
+    similarity: bool = True
+    drift: bool = True
+    examples: int = Field(default=128, ge=2)
+    probe_examples: int = Field(default=256, ge=4)
+
+
 class Configuration(_Section):
     """What a file says: tasks, sequences of them, arms to compare, a search.
 
@@ -498,6 +520,7 @@ class Configuration(_Section):
     sequences: list[SequenceSettings] = Field(min_length=1)
     arms: list[ArmSettings] = []
     search: SearchSettings = SearchSettings()
+    measures: MeasureSettings = MeasureSettings()
     report: ReportSettings = ReportSettings()
 
     @field_validator("compat", mode="before")
@@ -702,6 +725,7 @@ def _known_keys(location: list[str]) -> list[str]:
         "sequences": SequenceSettings,
         "arms": ArmSettings,
         "search": SearchSettings,
+        "measures": MeasureSettings,
         "report": ReportSettings,
     }
     for part in location:

@@ -123,13 +123,13 @@ class Loaded:
         return replace(self, tasks=data, texts=texts)
 
     def label_table(self) -> list[LabelShares]:
-        """Returns the label distributions of tasks that have the same classes."""
+        """Returns the label distributions, and how far from that of the first task."""
         tasks = list(self.tasks.values())
         return label_table(
             [task.name for task in tasks],
             [task.train.labels for task in tasks],
             [task.validation.labels for task in tasks],
-            tasks[0].classes,
+            [self.texts[task.name].class_names for task in tasks],
         )
 
     def _parts(self, sequence: SequenceSettings) -> list[Part]:

@@ -56,7 +56,10 @@ class Programs:
         self._optimizers: dict[tuple[Classes, int | None], LayerwiseOptimizer] = {}
 
     def evaluate(self, classes: Classes, values: list, inputs: dict) -> Any:
-        """Returns the logits of the one active head, shape [batch, classes]."""
+        """Returns the logits of the one active head, and the features it sees.
+
+        Of shape [batch, classes] and [batch, width].
+        """
         arguments = (values, self.encoder.state, inputs)
         return self._program("evaluate", classes, inputs, arguments)(*arguments)
 
@@ -144,7 +147,9 @@ class Programs:
         return jax.nn.softmax(logits) if self._softmax_first else logits
 
     def _evaluation_call(self, values: list, state: list, inputs: dict) -> Any:
-        return self._logits(values, state, inputs, training=False, probe=False)[0][0]
+        backbone, ((kernel, bias),) = split(values, len(self.encoder.weights))
+        features, _ = self.encoder.features(backbone, state, inputs, training=False)
+        return features @ kernel + bias, features
 
     def _fisher_call(self, total: list, values: list, inputs: dict, scale: Any) -> list:
         head = values[len(total) :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -16,18 +16,28 @@ from lrdist_keras.distribution import OF_TRIALS, Distribution, Trials
 from lrdist_keras.files import replacing
 from lrdist_keras.statistics import (
     FLIPS,
+    FURTHER,
     LEVEL,
     MOST_PAIRS,
     POWER,
     Difference,
     Statistics,
     Summary,
+    summarize,
 )
+
+if TYPE_CHECKING:  # shows a distribution without loading a model's libraries
+    from lrdist_keras.shifts import LabelShares
 
 _MARKERS = "osD^vP*X"
 _ARMS_PER_TABLE = 4
 SPREAD_LIMIT = 3.0
 _BEST_DRAWN = 5
+_METRIC_NAMES = {
+    "matthews": "Matthews",
+    "f1": "F1",
+    "accuracy": "accuracy",
+}
 
 
 def group_tables(
@@ -87,6 +97,179 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
         "of forgetting."
     )
     return table
+
+
+def labels_table(labels: Mapping[str, Sequence[LabelShares]]) -> Table:
+    """Returns the table of the labels of all tasks and parts, each printed once."""
+    table = _table("Labels")
+    for heading in ("task", "class"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("train", "validation", "distance\ntrain", "distance\nvalidation"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shown: set[tuple[str, ...]] = set()
+    for rows in labels.values():
+        table.add_section()
+        for row in rows:
+            distances = _short(row.train_distance), _short(row.validation_distance)
+            cells = [*map(_short, (*row.train, *row.validation)), *distances]
+            if (key := (row.part, *cells)) in shown:
+                continue
+            shown.add(key)
+            beside = (row.part, *distances)
+            for name, *shares in zip(
+                row.classes, row.train, row.validation, strict=True
+            ):
+                part, *last = beside
+                table.add_row(escape(part), escape(name), *map(_short, shares), *last)
+                beside = ("", "", "")
+    table.caption = (
+        "Shares of the classes. distance: total variation to the first task of the "
+        "sequence, where it has the same classes. It is in [0, 1]."
+    )
+    return table
+
+
+def measures_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Returns the tables of what the records hold beside the main metrics.
+
+    One over the arms, one over tasks, and for sequences of more than two tasks the
+    accuracy matrices. What no record holds, as those of older versions, is left out.
+    """
+    tables = [_arms_table(records), _tasks_table(records)]
+    long = {r["sequence"]: r["tasks"] for r in records if len(r.get("tasks", [])) > 2}
+    for sequence, tasks in long.items():
+        chosen = [r for r in records if r["sequence"] == sequence]
+        tables.append(_matrices_table(sequence, tasks, chosen))
+    return [table for table in tables if table is not None]
+
+
+def _arms_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
+    known = [n for n in FURTHER if any(r.get(n) is not None for r in records)]
+    if not known:
+        return None
+    table = _table("Further measures")
+    table.add_column("arm", overflow="fold")
+    for name in known:
+        heading = name.replace("_p_o", " p_o").replace("_", "\n", 1)
+        table.add_column(heading, justify="right", no_wrap=True)
+    summaries = summarize(records, known)
+    sequences = list(dict.fromkeys(s.sequence for s in summaries))
+    for sequence in sequences:
+        if len(sequences) > 1:
+            table.add_section()
+            table.add_row(escape(sequence), style="bold")
+        for s in (s for s in summaries if s.sequence == sequence):
+            cells = [_spread(s.mean[n], s.deviation[n]) for n in known]
+            table.add_row(escape(s.arm), *cells)
+    lines = [
+        "Mean ± standard deviation over the seeds. average, learning: mean accuracy on "
+        "all tasks at the end, and on each right after its training."
+    ]
+    if "backward_transfer" in known:
+        lines.append(
+            "backward: change of the earlier tasks since their training, of runs that "
+            "learned."
+        )
+    if "forward_transfer" in known:
+        lines.append(
+            "forward: what the tasks before changed about a task's new, untrained head."
+        )
+    if "probe_p_o" in known:
+        lines.append(
+            "probe: accuracy on the earlier tasks of heads refitted on the frozen "
+            "features after each one's training, and at the end (probe p_o): what it "
+            "lost is lost features, what only p_o lost is a head that no longer fits."
+        )
+    table.caption = "\n".join(lines)
+    return table
+
+
+def _tasks_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
+    records = [r for r in records if "task_metrics" in r]
+    if not records:
+        return None
+    table = _table("Each task by its own metric")
+    table.add_column("arm", overflow="fold")
+    probed = any("probe" in r for r in records)
+    for name in ("metric", "ECE", *(["probe"] if probed else [])):
+        for moment in ("after", "end"):
+            table.add_column(f"{name}\n{moment}", justify="right", no_wrap=True)
+    sequences = list(dict.fromkeys(r["sequence"] for r in records))
+    for sequence in sequences:
+        runs = [r for r in records if r["sequence"] == sequence]
+        for j, task in enumerate(runs[0]["tasks"]):
+            metric = next(iter(runs[0]["task_metrics"]["final"][j]))
+            where = f" of {sequence}" if len(sequences) > 1 else ""
+            table.add_section()
+            table.add_row(f"[bold]{escape(task + where)}: {_METRIC_NAMES[metric]}[/]")
+            for arm in dict.fromkeys(r["arm"] for r in runs):
+                of_arm = [r for r in runs if r["arm"] == arm]
+                cells = [
+                    _over_seeds([read(r, moment) for r in of_arm])
+                    for read in (
+                        lambda r, m, j=j, name=metric: r["task_metrics"][m][j][name],
+                        lambda r, m, j=j: r["calibration_error"][m][j],
+                        lambda r, m, j=j: (
+                            dict(enumerate(r["probe"][m])).get(j)
+                            if "probe" in r
+                            else None
+                        ),
+                    )[: 3 if probed else 2]
+                    for moment in ("after", "final")
+                ]
+                table.add_row(escape(arm), *cells)
+    table.caption = (
+        "after: right after the task's own training; end: after the last task. ECE: "
+        "expected calibration error."
+    )
+    return table
+
+
+def _matrices_table(
+    sequence: str, tasks: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> Table:
+    table = _table(f"Accuracy after each task: {sequence}")
+    table.add_column("after", overflow="fold")
+    for task in tasks:
+        table.add_column(f"on {escape(task)}", justify="right", overflow="fold")
+    for arm in dict.fromkeys(r["arm"] for r in records):
+        runs = [r for r in records if r["arm"] == arm]
+        table.add_section()
+        table.add_row(escape(arm), style="bold")
+        for i, task in enumerate(tasks):
+            cells = [
+                _over_seeds([r["accuracy"][i][j] for r in runs])
+                for j in range(len(tasks))
+            ]
+            table.add_row(escape(task), *cells)
+        lost = [r["task_forgetting"] for r in runs if "task_forgetting" in r]
+        learned = [r["learned"] for r in runs if "task_forgetting" in r]
+        if lost:
+            of_tasks = [
+                [f[j] for f, known in zip(lost, learned, strict=True) if known]
+                for j in range(len(tasks) - 1)
+            ]
+            table.add_row("forgetting", *map(_over_seeds, of_tasks), "", style="italic")
+    table.caption = (
+        "forgetting: best accuracy before the end - final, of runs that learned every "
+        "task."
+    )
+    return table
+
+
+def _over_seeds(values: Sequence[float | None]) -> str:
+    known = np.array([v for v in values if v is not None])
+    if not len(known):
+        return "-"
+    deviation = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+    return _spread(float(known.mean()), deviation)
+
+
+def _spread(mean: float, deviation: float) -> str:
+    """Mean and deviation in little space."""
+    if math.isnan(mean) or math.isnan(deviation):
+        return _short(mean)
+    return f"{_short(mean)}±{_short(deviation)}"
 
 
 def statistics_tables(statistics: Statistics) -> list[Table]:
@@ -227,6 +410,101 @@ def save_picture(
     )
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def save_drift_picture(
+    path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draws how far weights and features moved, group by group and layer by layer.
+
+    One row of four panels per sequence: weight drift per group from the pretrained
+    model and from the model after the first task to the end; linear CKA per layer
+    between the same. Lines are means over the seeds, areas reach from the smallest to
+    the largest seed.
+
+    Args:
+        path: The PNG file to write.
+        records: Runs; those that hold neither drift nor similarity are left out.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms = list(dict.fromkeys(r["arm"] for r in records))
+    records = [r for r in records if "drift" in r or "similarity" in r]
+    sequences = list(dict.fromkeys(r["sequence"] for r in records))
+    figure = Figure(figsize=(17, 4.4 * len(sequences) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(sequences), 4, squeeze=False)
+    for row, sequence in zip(axes, sequences, strict=True):
+        runs = [r for r in records if r["sequence"] == sequence]
+        first = _literal(runs[0]["tasks"][0])
+        since = {"pretrained": "pretrained", "after_first": f"after {first}"}
+        for column, (key, name) in enumerate(since.items()):
+            _draw_drift(row[column], runs, arms, key)
+            row[column].set_title(f"weights: {name} → end")
+            _draw_similarity(row[2 + column], runs, arms, key)
+            row[2 + column].set_title(f"features of {first}: {name} → end")
+        if len(sequences) > 1:
+            name = _literal(sequence).replace("->", "→")
+            row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        found, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, found, strict=True))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+    )
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _draw_drift(
+    axis: Any, runs: Sequence[Mapping[str, Any]], arms: Sequence[str], since: str
+) -> None:
+    names: list[str] = []
+    for index, arm in enumerate(arms):
+        found = [r["drift"][since] for r in runs if r["arm"] == arm and "drift" in r]
+        if since == "pretrained":
+            found = [after_tasks[-1] for after_tasks in found]
+        if found:
+            names = list(found[0])
+            _draw_range(axis, [list(f.values()) for f in found], arm, index)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_ylabel("|difference| / |weights|")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+
+
+def _draw_similarity(
+    axis: Any, runs: Sequence[Mapping[str, Any]], arms: Sequence[str], since: str
+) -> None:
+    for index, arm in enumerate(arms):
+        found = [
+            [math.nan if x is None else x for x in r["similarity"][since]]
+            for r in runs
+            if r["arm"] == arm and "similarity" in r
+        ]
+        if found:
+            _draw_range(axis, found, arm, index, first=1)
+    axis.set_xlabel("layer, lowest first")
+    axis.set_ylabel("linear CKA")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+
+
+def _draw_range(
+    axis: Any, values: list[list[float]], arm: str, index: int, first: int = 0
+) -> None:
+    table = np.array(values)
+    position = first + np.arange(table.shape[1])
+    style = _style(index)
+    axis.plot(position, table.mean(axis=0), label=_literal(arm), lw=1.2, ms=5, **style)
+    if len(table) > 1:
+        low, high = table.min(axis=0), table.max(axis=0)
+        axis.fill_between(position, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Table:

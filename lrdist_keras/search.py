@@ -510,7 +510,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     arm = configuration.search_arm
     # Of the arms only that one counts, wherever it stands.
     own = configuration.model_copy(update={"arms": [arm]}) if arm else configuration
-    free = ("data.cache", "data.download", "seeds", "report")
+    free = ("data.cache", "data.download", "seeds", "measures", "report")
     with locked(folder):
         claim_folder(
             folder,

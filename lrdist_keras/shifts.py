@@ -40,14 +40,16 @@ class LabelShares:
 
     Args:
         part: Name of the part.
+        classes: Names of its classes.
         train: Share of each class among its training examples.
         validation: Share of each class among its validation examples.
         train_distance: Total variation between its training labels and those of the
-            first part, in [0, 1].
+            first part, in [0, 1]; NaN where that has other classes.
         validation_distance: The same for validation.
     """
 
     part: str
+    classes: tuple[str, ...]
     train: tuple[float, ...]
     validation: tuple[float, ...]
     train_distance: float
@@ -246,7 +248,7 @@ def label_table(
     names: Sequence[str],
     train: Sequence[np.ndarray],
     validation: Sequence[np.ndarray],
-    classes: int,
+    classes: Sequence[Sequence[str]],
 ) -> list[LabelShares]:
     """Returns the label distributions of parts, since a shift can hide a label shift.
 
@@ -254,21 +256,31 @@ def label_table(
         names: Names of the parts.
         train: Class numbers of the training examples of each.
         validation: Class numbers of the validation examples of each.
-        classes: Number of classes.
+        classes: Names of the classes of each, in the order of their numbers.
     """
     shares = [
-        [np.bincount(labels, minlength=classes) / len(labels) for labels in side]
+        [
+            np.bincount(labels, minlength=len(of_part)) / len(labels)
+            for labels, of_part in zip(side, classes, strict=True)
+        ]
         for side in (train, validation)
     ]
+
+    def distance(side: int, i: int) -> float:
+        if tuple(classes[i]) != tuple(classes[0]):
+            return float("nan")
+        return total_variation(shares[side][i], shares[side][0])
+
     return [
         LabelShares(
             name,
-            tuple(here.tolist()),
-            tuple(there.tolist()),
-            total_variation(here, shares[0][0]),
-            total_variation(there, shares[1][0]),
+            tuple(classes[i]),
+            tuple(shares[0][i].tolist()),
+            tuple(shares[1][i].tolist()),
+            distance(0, i),
+            distance(1, i),
         )
-        for name, here, there in zip(names, *shares, strict=True)
+        for i, name in enumerate(names)
     ]
 
 

@@ -17,6 +17,16 @@ import numpy as np
 from scipy import special
 
 METRICS = ("a1", "p_s", "p_o", "reward", "forgetting")
+# What a table shows beside them, where the records hold it.
+FURTHER = (
+    "average_accuracy",
+    "learning_accuracy",
+    "backward_transfer",
+    "forward_transfer",
+    "probe_after",
+    "probe_p_o",
+)
+_OF_LEARNED = ("forgetting", "backward_transfer")
 COMPARED = ("reward", "p_s", "p_o", "forgetting", "a1")
 LEVEL = 0.05
 POWER = 0.8
@@ -40,8 +50,8 @@ class Summary:
         mean: Mean of each metric over the seeds; NaN where there is nothing to average.
         deviation: Standard deviation (n - 1) over the seeds; NaN for one seed.
         seeds: Number of runs.
-        learned: Number of runs that learned every task. The others are left out of the
-            forgetting: who learned nothing forgets nothing.
+        learned: Number of runs that learned every task. The others are left out of
+            forgetting and backward transfer: who learned nothing forgets nothing.
     """
 
     sequence: str
@@ -147,9 +157,16 @@ class _Sample:
     outside: int = 0
 
 
-def summarize(records: Sequence[dict[str, Any]]) -> list[Summary]:
-    """Returns mean and standard deviation over the seeds per sequence and arm."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def summarize(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS
+) -> list[Summary]:
+    """Returns mean and standard deviation over the seeds per sequence and arm.
+
+    Args:
+        records: Runs, one mapping of each as `runs.jsonl` holds them.
+        names: Numbers in the records; of those without one the others count.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault((record["sequence"], record["arm"]), []).append(record)
     summaries = []
@@ -159,11 +176,11 @@ def summarize(records: Sequence[dict[str, Any]]) -> list[Summary]:
                 [
                     run[name]
                     for run in runs
-                    if run[name] is not None
-                    and (name != "forgetting" or run["learned"])
+                    if run.get(name) is not None
+                    and (name not in _OF_LEARNED or run["learned"])
                 ]
             )
-            for name in METRICS
+            for name in names
         }
         nan = float("nan")
         summaries.append(

@@ -97,6 +97,8 @@ class Run:
         curves: Per later task, what its training did to the earlier ones.
         logits: Logits of every evaluation at (after task, on task), each float32 of
             shape [examples, classes], in the order of the validation examples.
+        features: What the heads saw there, float32, shape [examples, width], of each
+            task after its own training and after the last one.
         seconds: Wall-clock time of the run.
         training_seconds: Time in training steps, compilation apart.
         compile_seconds: Time in compilation.
@@ -109,6 +111,7 @@ class Run:
     examples: np.ndarray
     curves: dict[str, Curve]
     logits: dict[tuple[int, int], np.ndarray]
+    features: dict[tuple[int, int], np.ndarray]
     seconds: float
     training_seconds: float
     compile_seconds: float
@@ -321,13 +324,7 @@ class SequentialTrainer:
         pretraining_fisher: Weights | None = None,
     ) -> _Course:
         """Checks and draws all that a run begins with."""
-        subsets = []
-        for i, task in enumerate(tasks):
-            train = task.train
-            if task.train_examples is not None:
-                rng = _rng(seed, _SUBSET, i)
-                train = take(train, stratified(train.labels, task.train_examples, rng))
-            subsets.append(train)
+        subsets = [training_subset(task, seed, i) for i, task in enumerate(tasks)]
         memories = []
         if arm.strategy == "replay":
             memories = [
@@ -400,6 +397,7 @@ class SequentialTrainer:
         count = len(tasks)
         accuracy = np.full((count, count), np.nan)
         logits: dict[tuple[int, int], np.ndarray] = {}
+        features: dict[tuple[int, int], np.ndarray] = {}
         curves: dict[str, Curve] = {}
         for i, task in enumerate(tasks):
             if strategy == "joint" and i + 1 < count:
@@ -414,11 +412,14 @@ class SequentialTrainer:
                 course.weights = self._averaged(course, i, before)
             after_task(i, course.weights, course.heads)
             for j, other in enumerate(tasks[: i + 1]):
-                logits[i, j] = (
-                    logits[j, j]
-                    if strategy == "single" and j < i
-                    else self._logits(other.validation, course, j)
-                )
+                if strategy == "single" and j < i:
+                    logits[i, j], seen = logits[j, j], features[j, j]
+                else:
+                    logits[i, j], seen = self._evaluate(
+                        other.validation, course.weights, course.heads[j]
+                    )
+                if i in (j, count - 1):
+                    features[i, j] = seen
                 accuracy[i, j] = _accuracy(logits[i, j], other.validation.labels)
             if i and strategy not in ("joint", "single"):
                 curves[task.name] = curve
@@ -436,6 +437,7 @@ class SequentialTrainer:
             examples=np.array([len(t.validation) for t in tasks]),
             curves=curves,
             logits=logits,
+            features=features,
             seconds=time.perf_counter() - clock.start,
             training_seconds=clock.training,
             compile_seconds=self.programs.seconds - compiling,
@@ -618,16 +620,24 @@ class SequentialTrainer:
             weights: In the order of `encoder.weights`.
             head: Kernel and bias.
         """
+        return self._evaluate(data, weights, head)[0]
+
+    def _evaluate(
+        self, data: Encoded, weights: Weights, head: Weights
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits, and the features, [examples, width], that they are of."""
         settings, classes = self.settings, len(head[1])
         logits = np.zeros((len(data), classes), np.float32)
+        features = np.zeros((len(data), self.encoder.width), np.float32)
         for batch in evaluation_batches(
             data, settings.max_length, settings.evaluation_batch_size
         ):
             inputs = data.arrays(batch.indices, batch.length)
             found = self.programs.evaluate((classes,), [*weights, *head], inputs)
             real = batch.indices >= 0
-            logits[batch.indices[real]] = np.asarray(found)[real]
-        return logits
+            for array, part in zip((logits, features), found, strict=True):
+                array[batch.indices[real]] = np.asarray(part)[real]
+        return logits, features
 
     def _logits(self, data: Encoded, course: _Course, j: int) -> np.ndarray:
         return self.evaluate(data, course.weights, course.heads[j])
@@ -707,6 +717,15 @@ class SequentialTrainer:
         data = task.validation
         count = min(self.settings.curve_examples, len(data))
         return take(data, stratified(data.labels, count, _rng(0, _CURVE, 0)))
+
+
+def training_subset(task: TaskData, seed: int, i: int) -> Encoded:
+    """Returns the examples that a run of this seed trains on, as its task number i."""
+    if task.train_examples is None:
+        return task.train
+    labels = task.train.labels
+    rng = _rng(seed, _SUBSET, i)
+    return take(task.train, stratified(labels, task.train_examples, rng))
 
 
 def _rng(seed: int, purpose: int, task: int) -> np.random.Generator:

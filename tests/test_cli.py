@@ -52,11 +52,13 @@ def test_compare_from_beginning_to_end(config, tmp_path):
     assert result.stderr == ""
     for wanted in (
         "embeddings", "parameters", "[3/3]", "p_s + p_o", "forgetting", "kenneweg",
+        "Further measures", "Each task by its own metric", "Labels", "negative",
+        "drift.png",
     ):  # fmt: skip
         assert wanted in result.stdout
     assert {path.name for path in out.iterdir()} == {
         "configuration.json", "runs.jsonl", "logits", "results.json", "comparison.png",
-        ".lock",
+        "drift.png", ".lock",
     }  # fmt: skip
     assert json.loads((out / "configuration.json").read_text())["seeds"] == [3]
 
@@ -64,7 +66,7 @@ def test_compare_from_beginning_to_end(config, tmp_path):
     assert "3 runs are done already, 0 are left" in again.stdout
     shown = lrdist("show", out)
     assert shown.returncode == 0
-    assert "p_s + p_o" in shown.stdout
+    assert "p_s + p_o" in shown.stdout and "Further measures" in shown.stdout
     for printed in (again.stdout, shown.stdout):
         (line,) = (x for x in printed.splitlines() if x.startswith("No statistics"))
         assert "at least 2 seeds" in line and "Received: seeds = [3]" in line

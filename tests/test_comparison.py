@@ -51,6 +51,11 @@ def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configur
     ):
         other = ("training.epochs=2", "arms.0.rate=1", 'compat=["no_shuffling"]')
         comparison.claim(configuration(*other), folder)
+    # As does one that an older version made, which measured nothing more.
+    old = json.loads((folder / "configuration.json").read_text())
+    del old["measures"]
+    (folder / "configuration.json").write_text(json.dumps(old))
+    comparison.claim(configuration("measures.probe=false"), folder)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "runs.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"without a configuration\.json"):
@@ -148,6 +153,22 @@ def test_a_whole_comparison(tmp_path, configuration):
     with np.load(folder / "logits" / "0-0-0.npz") as arrays:
         assert sorted(arrays) == ["after_0_on_0", "after_1_on_0", "after_1_on_1"]
         assert arrays["after_1_on_1"].shape == (40, 2)
+
+    record = by_key["flat", 0]
+    with np.load(folder / "logits" / "0-0-0.npz") as arrays:
+        labels = prepared.tasks["first -> second"][1].validation.labels
+        own = np.mean(arrays["after_1_on_1"].argmax(1) == labels)
+    assert record["task_metrics"]["final"][1] == {"accuracy": own}
+    assert (
+        len(record["probe"]["final"]) == 1 and len(record["drift"]["pretrained"]) == 2
+    )
+    assert row["mean"]["probe_p_o"] == pytest.approx(
+        np.mean([by_key["flat", seed]["probe_p_o"] for seed in (0, 1)])
+    )
+    second = results["labels"]["first -> second"][1]
+    assert second["classes"] == ["negative", "positive"]
+    labels = prepared.tasks["first -> second"][1].train.labels
+    assert second["train"] == pytest.approx([np.mean(labels == 0), np.mean(labels)])
 
     # One line is lost: its run is done again, and gives the same numbers.
     path = folder / "runs.jsonl"

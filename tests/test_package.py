@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 ORDER = """
 files imports compilation groups distribution optimizer metrics drift statistics config
 tasks encoding vocabulary transformer models features shifts regularizers strategies
-masked_language moments programs training preparation surrogate oracle distributed
-search comparison report cli
+masked_language moments programs training measures preparation surrogate oracle
+distributed search comparison report cli
 """.split()
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from lrdist_keras import report
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
+from lrdist_keras.shifts import LabelShares
 from lrdist_keras.statistics import METRICS, compare_arms, summarize
 
 SCHEME = Scheme(2)
@@ -197,6 +198,116 @@ def test_the_picture_is_a_picture_of_the_data(tmp_path, sequences):
     one, other = picture(0.8), picture(0.6)
     assert one.shape[1] > 1000
     assert not np.array_equal(one, other)
+
+
+def measured(arm="flat", seed=0, tasks=("a", "b"), **changes):
+    """A record with all measures; numbers differ by seed."""
+    last, shift = len(tasks) - 1, seed / 100
+    both = {"after": 0.8 + shift, "final": 0.6 + shift}
+    matrix = [
+        [0.9 - 0.1 * (i - j) + shift if j <= i else None for j in range(last + 1)]
+        for i in range(last + 1)
+    ]
+    groups = {"embeddings": 0.01, "encoder_1": 0.02 + shift}
+    return {
+        **record(arm, seed, sequence=" -> ".join(tasks)),
+        "accuracy": matrix,
+        "average_accuracy": 0.7 + shift,
+        "learning_accuracy": 0.8,
+        "backward_transfer": -0.1 - shift,
+        "task_forgetting": [0.1 + j / 100 + shift for j in range(last)],
+        "forward_transfer": 0.01,
+        "task_metrics": {
+            name: [*[{"accuracy": x}] * last, {"matthews": x - 0.5}]
+            for name, x in both.items()
+        },
+        "calibration_error": {name: [x / 10] * (last + 1) for name, x in both.items()},
+        "probe": {name: [x] * last for name, x in both.items()},
+        "probe_after": both["after"],
+        "probe_p_o": both["final"],
+        "drift": {"pretrained": [groups] * (last + 1), "after_first": groups},
+        "similarity": {"pretrained": [1.0, 0.9], "after_first": [1.0, None]},
+        **changes,
+    }
+
+
+def rows_of(table, width=80):
+    shown = text(table, width)
+    assert "…" not in shown
+    return [line.split() for line in shown.splitlines()]
+
+
+def test_further_measures_are_means_over_the_seeds():
+    runs = [measured(seed=0), measured(seed=2), measured(seed=4, learned=False)]
+    arms, tasks = report.measures_tables(runs)
+    # The third run learned nothing and changes no backward transfer: -.10 and -.12.
+    shown = "flat .720±.020 .800±.000 -.110±.014 .010±.000 .820±.020 .620±.020"
+    assert shown.split() in rows_of(arms)
+    rows = rows_of(tasks)
+    assert "flat .820±.020 .620±.020 .082±.002 .062±.002 .820±.020 .620±.020" in [
+        " ".join(row) for row in rows
+    ]
+    # The last task is kept by no one yet, and has no probe.
+    assert "flat .320±.020 .120±.020 .082±.002 .062±.002 - -".split() in rows
+    assert ["b:", "Matthews"] in rows
+
+
+def test_longer_sequences_get_their_matrix_and_forgetting_per_task():
+    names = ("sst2", "cola", "rte", "mrpc")
+    runs = [
+        measured("kenneweg2022 at 5e-5", seed, names, learned=seed < 4)
+        for seed in (0, 2, 4)
+    ]
+    *_, matrices = report.measures_tables(runs)
+    rows = rows_of(matrices)
+    assert "rte .720±.020 .820±.020 .920±.020 -".split() in rows
+    assert "mrpc .620±.020 .720±.020 .820±.020 .920±.020".split() in rows
+    assert "forgetting .110±.014 .120±.014 .130±.014".split() in rows
+
+
+def test_records_without_measures_have_no_tables_of_them(tmp_path):
+    assert report.measures_tables([record(), record(seed=1)]) == []
+    # Nor has an arm that no measure has a meaning for a number there.
+    absent = ("backward_transfer", "forward_transfer", "probe_after", "probe_p_o")
+    gone = {"probe", "drift", "similarity", "task_forgetting", *absent}
+    joint = {k: v for k, v in measured("joint").items() if k not in gone}
+    arms, tasks = report.measures_tables([measured(), joint])
+    assert "joint .700 .800 - - - -".split() in rows_of(arms)
+    assert "joint .800 .600 .080 .060 - -".split() in rows_of(tasks)
+    arms, tasks = report.measures_tables([joint])
+    assert "joint .700 .800".split() in rows_of(arms)
+    assert "joint .800 .600 .080 .060".split() in rows_of(tasks)
+
+
+def test_labels_are_shown_once_with_their_distances():
+    nan = float("nan")
+    names = ("negative", "positive")
+    short = LabelShares("sst2 (short)", names, (0.4, 0.6), (0.5, 0.5), 0.0, 0.0)
+    long = LabelShares("sst2 (long)", names, (0.5, 0.5), (0.5, 0.5), 0.1, 0.0)
+    sst2 = LabelShares("sst2", names, (0.44, 0.56), (0.49, 0.51), 0.0, 0.0)
+    rte = LabelShares("rte", ("a", "b"), (0.3, 0.7), (0.2, 0.8), nan, nan)
+    labels = {"x": [sst2, rte], "y": [rte], "sst2 (length)": [short, long]}
+    rows = rows_of(report.labels_table(labels))
+    assert "sst2 negative .440 .490 .000 .000".split() in rows
+    assert "sst2 (long) negative .500 .500 .100 .000".split() in rows
+    assert rows.count("rte a .300 .200 - -".split()) == 1
+    assert "b .700 .800".split() in rows
+
+
+def test_the_picture_of_drift_is_one_of_the_data(tmp_path):
+    from matplotlib.image import imread
+
+    def picture(*records):
+        report.save_drift_picture(tmp_path / "d.png", records)
+        return imread(tmp_path / "d.png")
+
+    one = picture(measured(), measured(seed=1))
+    assert not np.array_equal(one, picture(measured(), measured(seed=9)))
+    # Several sequences, and an arm that has no drift.
+    more = picture(measured(), record("joint"), measured(tasks=("b", "$a$")))
+    assert more.shape[0] > 1.5 * one.shape[0]
+    half = {k: v for k, v in measured().items() if k != "similarity"}
+    assert picture(half).shape == one.shape
 
 
 def test_names_are_not_markup(tmp_path):

@@ -151,7 +151,7 @@ def test_label_table_shows_the_label_shift():
         ["a", "b"],
         [np.array([0, 0, 0, 1]), np.array([1, 1, 2, 0])],
         [np.array([0, 1]), np.array([1])],
-        classes=3,
+        [["x", "y", "z"]] * 2,
     )
     assert [row.part for row in rows] == ["a", "b"]
     assert rows[0].train == (0.75, 0.25, 0) and rows[1].train == (0.25, 0.5, 0.25)
@@ -160,6 +160,15 @@ def test_label_table_shows_the_label_shift():
     # Half of |0.75 - 0.25| + |0.25 - 0.5| + |0 - 0.25|, and of 0.5 + 0.5 + 0.
     assert rows[1].train_distance == pytest.approx(0.5)
     assert rows[1].validation_distance == pytest.approx(0.5)
+
+
+def test_labels_of_other_classes_have_no_distance():
+    labels = [np.array([0, 1]), np.array([2, 1])]
+    classes = [["x", "y"], ["x", "y", "z"]]
+    first, second = shifts.label_table(["a", "b"], labels, labels, classes)
+    assert first.train == (0.5, 0.5) and first.train_distance == 0
+    assert second.classes == ("x", "y", "z") and second.validation == (0, 0.5, 0.5)
+    assert np.isnan([second.train_distance, second.validation_distance]).all()
 
 
 def test_embeddings_and_clusters_are_kept_by_all_that_they_depend_on(
