@@ -14,6 +14,7 @@ import numpy as np
 from lrdist_keras import imports
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.files import package_folder
+from lrdist_keras.precision import backbone_policy
 
 _PACKAGE = "package://"
 _WEIGHTS = ("model.safetensors", "model.weights.h5", "pytorch_model.bin")
@@ -30,6 +31,8 @@ class Encoder:
         state: Values of the other variables (seeds of dropout), in host memory.
         last_token: Whether the last token stands for the text (GPT-2), not the first.
         max_length: Positions that the model has, or None where there is no limit.
+        precision: Of its matrix products in training and evaluation, `"float32"` or
+            `"bfloat16"`.
     """
 
     model: Any
@@ -38,6 +41,7 @@ class Encoder:
     state: list[np.ndarray]
     last_token: bool
     max_length: int | None
+    precision: str = "float32"
 
     @property
     def width(self) -> int:
@@ -51,7 +55,7 @@ class Encoder:
         inputs: Mapping[str, Any],
         training: bool,
     ) -> tuple[Any, list[Any]]:
-        """Returns the vector of each text, [batch, width], and the new state."""
+        """Returns each text's vector, float32, [batch, width], and the new state."""
         import jax.numpy as jnp
 
         wanted = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
@@ -59,9 +63,10 @@ class Encoder:
             list(weights), list(state), wanted, training=training
         )
         if not self.last_token:
-            return output[:, 0], new_state
+            return output[:, 0].astype(jnp.float32), new_state
         last = jnp.sum(inputs["padding_mask"], axis=1) - 1
-        return output[jnp.arange(output.shape[0]), last], new_state
+        rows = jnp.arange(output.shape[0])
+        return output[rows, last].astype(jnp.float32), new_state
 
 
 def find_preset(settings: ModelSettings) -> str:
@@ -94,13 +99,16 @@ def find_preset(settings: ModelSettings) -> str:
     return preset
 
 
-def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
+def load_encoder(
+    preset: str, dropout: float = 0.0, precision: str = "float32"
+) -> Encoder:
     """Loads a pretrained backbone of KerasHub.
 
     Args:
         preset: A local folder, KerasHub's own or in Hugging Face form, or the name of
             a KerasHub preset.
         dropout: Dropout rate.
+        precision: See `Encoder`.
 
     Raises:
         ValueError: If the preset cannot be had or is no text encoder.
@@ -109,7 +117,7 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
 
     try:
         backbone = imports.keras_hub().models.Backbone.from_preset(
-            preset, dropout=dropout
+            preset, dropout=dropout, dtype=backbone_policy(precision)
         )
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -135,6 +143,7 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
         state=[np.asarray(v.value) for v in model.non_trainable_variables],
         last_token=type(backbone).__name__.startswith("GPT2"),
         max_length=getattr(backbone, "max_sequence_length", None),
+        precision=precision,
     )
 
 

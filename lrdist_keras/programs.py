@@ -15,6 +15,7 @@ from lrdist_keras.config import TrainingSettings
 from lrdist_keras.groups import Groups, partition
 from lrdist_keras.models import Encoder
 from lrdist_keras.optimizer import LayerwiseOptimizer
+from lrdist_keras.precision import in_precision
 from lrdist_keras.regularizers import squared_gradients
 from lrdist_keras.strategies import Terms, negative_log_likelihood
 
@@ -88,18 +89,21 @@ class Programs:
         key = (kind, classes, inputs["token_ids"].shape)
         if key not in self._compiled:
             start = time.perf_counter()
-            if kind == "evaluate":
-                function = jax.jit(self._evaluation_call)
-            elif kind == "fisher":
-                function = jax.jit(self._fisher_call, donate_argnums=0)
-            else:
-                function = jax.jit(
-                    self._training_call(kind, classes), donate_argnums=(0, 1, 2)
-                )
+            function = self.jitted(kind, classes)
             self._compiled[key] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
             self.compilations += 1
         return self._compiled[key]
+
+    def jitted(self, kind: str, classes: Classes) -> Any:
+        """Returns the function of a program before it is compiled."""
+        precision = self.encoder.precision
+        if kind == "evaluate":
+            return jax.jit(in_precision(self._evaluation_call, precision))
+        if kind == "fisher":
+            return jax.jit(self._fisher_call, donate_argnums=0)
+        call = in_precision(self._training_call(kind, classes), precision)
+        return jax.jit(call, donate_argnums=(0, 1, 2))
 
     def _logits(
         self, values: list, state: list, inputs: dict, training: bool, probe: bool
@@ -109,7 +113,11 @@ class Programs:
         features, state = self.encoder.features(backbone, state, inputs, training)
         if probe:
             features = jax.lax.stop_gradient(features)
-        return [features @ kernel + bias for kernel, bias in heads], state
+        # The highest precision also keeps a head of many classes in float32.
+        return [
+            jnp.matmul(features, kernel, precision="highest") + bias
+            for kernel, bias in heads
+        ], state
 
     def _evaluation_call(self, values: list, state: list, inputs: dict) -> Any:
         return self._logits(values, state, inputs, training=False, probe=False)[0][0]

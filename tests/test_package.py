@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 # From the bottom up: a module imports only what stands before it.
 ORDER = """
 files imports groups distribution optimizer metrics drift statistics config tasks
-encoding models features shifts regularizers strategies masked_language programs
-training preparation surrogate oracle distributed search comparison report cli
+encoding precision models features shifts regularizers strategies masked_language
+programs training preparation surrogate oracle distributed search comparison report cli
 """.split()
 
 
