@@ -88,9 +88,10 @@ def in_precision(function: Callable[..., Any], precision: str) -> Callable[..., 
 def bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that computes its float32 matrix products from bfloat16.
 
-    The operands are rounded to bfloat16, the sums are float32: of a product of
-    normwise size |a| |b| the error is at most about 2^-8 |a| |b|. It is what CPUs with
-    AMX are made for, where XLA uses it for row-major operands.
+    Operands are rounded to bfloat16, sums are float32: sum_k a_k b_k is wrong by
+    at most about 2^-7 sum_k |a_k b_k|, 2^-8 for each operand. CPUs with AMX have units
+    for it, which XLA uses where both operands are row-major. Operands that are sharded
+    over devices are gathered on each for that.
 
     A product stays as it is if an operand or the result is not float32, if it asks for
     a precision of its own (`precision="highest"`), if it says how its result is

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lrdist_keras.config import TrainingSettings
 from lrdist_keras.groups import Groups, partition
@@ -89,21 +90,34 @@ class Programs:
         key = (kind, classes, inputs["token_ids"].shape)
         if key not in self._compiled:
             start = time.perf_counter()
-            function = self.jitted(kind, classes)
+            function = self.jitted(kind, classes, inputs["token_ids"].shape)
             self._compiled[key] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
             self.compilations += 1
         return self._compiled[key]
 
-    def jitted(self, kind: str, classes: Classes) -> Any:
-        """Returns the function of a program before it is compiled."""
+    def jitted(self, kind: str, classes: Classes, shape: tuple[int, ...]) -> Any:
+        """Returns the function of a program before it is compiled.
+
+        Args:
+            kind: `evaluate`, `fisher`, or of a training step.
+            classes: Of the active heads.
+            shape: Of the token ids, [(steps per call,) batch, length].
+        """
         precision = self.encoder.precision
+        whole, rows = placement(shape)
         if kind == "evaluate":
-            return jax.jit(in_precision(self._evaluation_call, precision))
-        if kind == "fisher":
-            return jax.jit(self._fisher_call, donate_argnums=0)
-        call = in_precision(self._training_call(kind, classes), precision)
-        return jax.jit(call, donate_argnums=(0, 1, 2))
+            call = in_precision(self._evaluation_call, precision)
+            given, taken = (whole, whole, rows), ()
+        elif kind == "fisher":
+            call = self._fisher_call
+            given, taken = (whole, whole, rows, whole), (0,)
+        else:
+            call = in_precision(self._training_call(kind, classes), precision)
+            given, taken = (*3 * [whole], rows, *5 * [whole]), (0, 1, 2)
+        return jax.jit(
+            call, donate_argnums=taken, in_shardings=given, out_shardings=whole
+        )
 
     def _logits(
         self, values: list, state: list, inputs: dict, training: bool, probe: bool
@@ -220,6 +234,35 @@ class Programs:
             optimizer.build(variables)
             self._optimizers[classes] = optimizer
         return self._optimizers[classes]
+
+
+def placement(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Returns how weights and a batch lie on the devices, as shardings of JAX.
+
+    Under `keras.distribution.DataParallel` every device holds all weights and its share
+    of the rows, or all of them if their number cannot be divided by that of devices.
+    Without a distribution it is (None, None), one device.
+
+    Args:
+        shape: Of the token ids, [(steps per call,) batch, length].
+
+    Raises:
+        ValueError: If Keras is set to another distribution.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None, None
+    if not isinstance(distribution, keras.distribution.DataParallel):
+        raise ValueError(
+            "Training runs on one device or under keras.distribution.DataParallel; set "
+            f"no other distribution. Received: {type(distribution).__name__}"
+        )
+    mesh = distribution.device_mesh.backend_mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+    if shape[-2] % mesh.size:
+        return whole, whole
+    axes = [None] * (len(shape) - 2)
+    return whole, NamedSharding(mesh, PartitionSpec(*axes, distribution.batch_dim_name))
 
 
 def split(values: list, count: int) -> tuple[list, list[list]]:
