@@ -52,7 +52,7 @@ class ModelSettings(_Section):
         dropout: Dropout rate of the backbone.
         precision: Of the encoder's matrix products: `float32`, `bfloat16`, or `auto`,
             bfloat16 where the machine has units for it (GPU, TPU, CPU with AMX).
-            Weights and sums are float32 in any case.
+            Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
     """

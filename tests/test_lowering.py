@@ -69,9 +69,9 @@ def test_the_programs_of_every_strategy(tiny_preset, monkeypatch, precision):
     tasks = [task(name, i, epochs=1) for i, name in enumerate("ab")]
     for strategy in STRATEGIES:
         given = {"raw_text": "given"} if strategy == "ewc_pretraining" else {}
-        arm = ArmSettings(name=strategy, rate=1e-3, strategy=strategy, **given)
+        arm = ArmSettings(name=strategy, rate=1e-4, strategy=strategy, **given)
         ones = [np.ones_like(w) for w in trainer.encoder.weights] if given else None
-        rates = flat(1e-3, trainer.scheme)
+        rates = flat(1e-4, trainer.scheme)
         trainer.run(tasks, rates, arm, 0, pretraining_fisher=ones, budget=0.2)
     whole = len(trainer.encoder.weights)
     of_model = {kind for kind, weights, _ in Lowering.lowered if weights == whole}
