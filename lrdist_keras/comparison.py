@@ -212,6 +212,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         OSError: If an input is missing or the folder cannot be written to.
     """
     folder = Path(folder)
+    configuration = preparation.resolved(configuration)
     if not configuration.arms:
         raise ValueError("A comparison needs [[arms]], and the configuration has none.")
     claim(configuration, folder)

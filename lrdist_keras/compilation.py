@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+
+from lrdist_keras.precision import cpu_flags_here
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"
@@ -36,7 +39,8 @@ def keep_programs(cache: str | os.PathLike[str]) -> None:
     JAX has been given already, such as by `JAX_COMPILATION_CACHE_DIR`, stays.
 
     Args:
-        cache: Folder of the cache; the programs are put in `programs` in it.
+        cache: Folder of the cache; the programs are put in `programs` in it, by
+            kind of CPU.
 
     Raises:
         OSError: If the folder cannot be made.
@@ -46,7 +50,10 @@ def keep_programs(cache: str | os.PathLike[str]) -> None:
         jax.monitoring.register_event_listener(_count)
         _listening = True
     if jax.config.jax_compilation_cache_dir is None:
-        folder = Path(cache) / "programs"
+        # A program of one kind of CPU may not run on another that shares the folder.
+        flags = " ".join(sorted(cpu_flags_here()))
+        kind = hashlib.sha256(flags.encode()).hexdigest()[:12]
+        folder = Path(cache) / "programs" / kind
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

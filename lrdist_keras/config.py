@@ -61,6 +61,9 @@ class ModelSettings(_Section):
         sha256: SHA-256 of the folder's weights file, or of each of several by name;
             checked before loading where given.
         dropout: Dropout rate of the backbone.
+        precision: Of the encoder's matrix products: `float32`, `bfloat16`, or `auto`,
+            bfloat16 where the machine has units for it (GPU, TPU, CPU with AMX).
+            Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
     """
@@ -68,6 +71,7 @@ class ModelSettings(_Section):
     preset: str
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     encoder_groups: int = Field(default=8, ge=1)
     rounding: Literal["floor", "ceil"] = "floor"
 

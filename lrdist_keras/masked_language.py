@@ -263,7 +263,8 @@ class _MaskedLanguage:
         output, _ = model.stateless_call(
             weights, self.encoder.state, wanted, training=False
         )
-        return jnp.take_along_axis(output, inputs["positions"][..., None], axis=1)
+        positions = inputs["positions"][..., None]
+        return jnp.take_along_axis(output, positions, axis=1).astype(jnp.float32)
 
     def _squares(
         self, total: Weights, weights: Weights, head: Weights, inputs: dict, scale: Any

@@ -15,6 +15,7 @@ import numpy as np
 from lrdist_keras import imports
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.files import package_folder
+from lrdist_keras.precision import backbone_policy
 from lrdist_keras.transformer import Stack, find_stack
 
 _PACKAGE = "package://"
@@ -32,6 +33,8 @@ class Encoder:
         state: Values of the other variables (seeds of dropout), in host memory.
         last_token: Whether the last token stands for the text (GPT-2), not the first.
         max_length: Positions that the model has, or None where there is no limit.
+        precision: Of its matrix products in training and evaluation, `"float32"` or
+            `"bfloat16"`.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class Encoder:
     state: list[np.ndarray]
     last_token: bool
     max_length: int | None
+    precision: str = "float32"
 
     @cached_property
     def _stack(self) -> Stack | None:
@@ -66,20 +70,22 @@ class Encoder:
         inputs: Mapping[str, Any],
         training: bool,
     ) -> tuple[Any, list[Any]]:
-        """Returns the vector of each text, [batch, width], and the new state."""
+        """Returns each text's vector, float32, [batch, width], and the new state."""
         import jax.numpy as jnp
 
         # What the stack leaves out is dropout: it has no use for the seeds.
         if self._stack is not None and not (training and state):
-            return self._stack(weights, inputs), list(state)
+            found = self._stack(weights, inputs)
+            return found.astype(jnp.float32), list(state)
         wanted = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
         output, new_state = self.model.stateless_call(
             list(weights), list(state), wanted, training=training
         )
         if not self.last_token:
-            return output[:, 0], new_state
+            return output[:, 0].astype(jnp.float32), new_state
         last = jnp.sum(inputs["padding_mask"], axis=1) - 1
-        return output[jnp.arange(output.shape[0]), last], new_state
+        rows = jnp.arange(output.shape[0])
+        return output[rows, last].astype(jnp.float32), new_state
 
 
 def find_preset(settings: ModelSettings) -> str:
@@ -112,13 +118,16 @@ def find_preset(settings: ModelSettings) -> str:
     return preset
 
 
-def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
+def load_encoder(
+    preset: str, dropout: float = 0.0, precision: str = "float32"
+) -> Encoder:
     """Loads a pretrained backbone of KerasHub.
 
     Args:
         preset: A local folder, KerasHub's own or in Hugging Face form, or the name of
             a KerasHub preset.
         dropout: Dropout rate.
+        precision: See `Encoder`.
 
     Raises:
         ValueError: If the preset cannot be had or is no text encoder.
@@ -127,7 +136,7 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
 
     try:
         backbone = imports.keras_hub().models.Backbone.from_preset(
-            preset, dropout=dropout
+            preset, dropout=dropout, dtype=backbone_policy(precision)
         )
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -153,6 +162,7 @@ def load_encoder(preset: str, dropout: float = 0.0) -> Encoder:
         state=[np.asarray(v.value) for v in model.non_trainable_variables],
         last_token=type(backbone).__name__.startswith("GPT2"),
         max_length=getattr(backbone, "max_sequence_length", None),
+        precision=precision,
     )
 
 

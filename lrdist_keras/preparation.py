@@ -26,6 +26,7 @@ from lrdist_keras.encoding import (
 from lrdist_keras.features import FeatureReader
 from lrdist_keras.masked_language import PretrainingFisher, pretraining_fisher
 from lrdist_keras.models import find_preset, load_encoder
+from lrdist_keras.precision import resolve_here
 from lrdist_keras.shifts import (
     LabelShares,
     Part,
@@ -174,6 +175,16 @@ class Loaded:
                 )
 
 
+def resolved(configuration: Configuration) -> Configuration:
+    """Returns the configuration with the precision that it means on this machine.
+
+    Folders and fingerprints are of this one: runs of two precisions do not mix.
+    """
+    precision = resolve_here(configuration.model.precision)
+    model = configuration.model.model_copy(update={"precision": precision})
+    return configuration.model_copy(update={"model": model})
+
+
 def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     """Loads the encoder and these tasks.
 
@@ -196,7 +207,8 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
                 f"{available} examples there are. Received: {count}"
             )
     training = configuration.training
-    encoder = load_encoder(preset, configuration.model.dropout)
+    model = configuration.model
+    encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
     tokenizer = load_tokenizer(preset)
     if (most := encoder.max_length) is not None and training.max_length > most:
         raise ValueError(

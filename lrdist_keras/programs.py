@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lrdist_keras.config import Fault, TrainingSettings
 from lrdist_keras.groups import Groups, partition
 from lrdist_keras.models import Encoder
 from lrdist_keras.moments import Places, bias_correction
 from lrdist_keras.optimizer import LayerwiseOptimizer
+from lrdist_keras.precision import in_precision
 from lrdist_keras.regularizers import squared_gradients
 from lrdist_keras.strategies import Terms, negative_log_likelihood
 
@@ -115,17 +117,42 @@ class Programs:
         key = (kind, classes, rows, inputs["token_ids"].shape)
         if key not in self._compiled:
             start = time.perf_counter()
-            if kind == "evaluate":
-                function = jax.jit(self._evaluation_call)
-            elif kind == "fisher":
-                function = jax.jit(self._fisher_call, donate_argnums=0)
-            else:
-                call = self._training_call(kind, classes, rows)
-                function = jax.jit(call, donate_argnums=(0, 1, 2))
+            shape = inputs["token_ids"].shape
+            function = self.jitted(kind, classes, shape, rows)
             self._compiled[key] = function.lower(*arguments).compile()
             self.seconds += time.perf_counter() - start
             self.compilations += 1
         return self._compiled[key]
+
+    def jitted(
+        self,
+        kind: str,
+        classes: Classes,
+        shape: tuple[int, ...],
+        rows: int | None = None,
+    ) -> Any:
+        """Returns the function of a program before it is compiled.
+
+        Args:
+            kind: `evaluate`, `fisher`, or of a training step.
+            classes: Of the active heads.
+            shape: Of the token ids, [(steps per call,) batch, length].
+            rows: Of the token embeddings among the weights; None for all.
+        """
+        precision = self.encoder.precision
+        whole, batch = placement(shape)
+        if kind == "evaluate":
+            call = in_precision(self._evaluation_call, precision)
+            given, taken = [whole, whole, batch], []
+        elif kind == "fisher":
+            call = self._fisher_call
+            given, taken = [whole, whole, batch, whole], [0]
+        else:
+            call = in_precision(self._training_call(kind, classes, rows), precision)
+            given, taken = [*3 * [whole], batch, *5 * [whole]], [0, 1, 2]
+        return jax.jit(
+            call, donate_argnums=taken, in_shardings=tuple(given), out_shardings=whole
+        )
 
     def _logits(
         self, values: list, state: list, inputs: dict, training: bool, probe: bool
@@ -135,7 +162,7 @@ class Programs:
         features, state = self.encoder.features(backbone, state, inputs, training)
         if probe:
             features = jax.lax.stop_gradient(features)
-        return [features @ kernel + bias for kernel, bias in heads], state
+        return [_head(features, kernel, bias) for kernel, bias in heads], state
 
     def _scores(self, logits: Any) -> Any:
         """Returns what the likelihood takes for logits.
@@ -149,7 +176,7 @@ class Programs:
     def _evaluation_call(self, values: list, state: list, inputs: dict) -> Any:
         backbone, ((kernel, bias),) = split(values, len(self.encoder.weights))
         features, _ = self.encoder.features(backbone, state, inputs, training=False)
-        return features @ kernel + bias, features
+        return _head(features, kernel, bias), features
 
     def _fisher_call(self, total: list, values: list, inputs: dict, scale: Any) -> list:
         head = values[len(total) :]
@@ -265,6 +292,11 @@ class Programs:
         return self._optimizers[classes, rows]
 
 
+def _head(features: Any, kernel: Any, bias: Any) -> Any:
+    # The highest precision keeps a head of many classes in float32, too.
+    return jnp.matmul(features, kernel, precision="highest") + bias
+
+
 def _variable(path: str, shape: tuple[int, ...]) -> keras.Variable:
     """Returns a variable of zeros that stands for what is not in the model."""
     *scopes, name = path.split("/")
@@ -272,6 +304,35 @@ def _variable(path: str, shape: tuple[int, ...]) -> keras.Variable:
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
         return keras.Variable(np.zeros(shape, np.float32), name=name)
+
+
+def placement(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Returns how weights and a batch lie on the devices, as shardings of JAX.
+
+    Under `keras.distribution.DataParallel` every device holds all weights and its share
+    of the rows, or all of them if their number cannot be divided by that of devices.
+    Without a distribution it is (None, None), one device.
+
+    Args:
+        shape: Of the token ids, [(steps per call,) batch, length].
+
+    Raises:
+        ValueError: If Keras is set to another distribution.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None, None
+    if not isinstance(distribution, keras.distribution.DataParallel):
+        raise ValueError(
+            "Training runs on one device or under keras.distribution.DataParallel; set "
+            f"no other distribution. Received: {type(distribution).__name__}"
+        )
+    mesh = distribution.device_mesh.backend_mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+    if shape[-2] % mesh.size:
+        return whole, whole
+    axes = [None] * (len(shape) - 2)
+    return whole, NamedSharding(mesh, PartitionSpec(*axes, distribution.batch_dim_name))
 
 
 def split(values: list, count: int) -> tuple[list, list[list]]:

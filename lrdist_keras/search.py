@@ -120,7 +120,8 @@ class Tuner(BaseTuner):
             if _outline(self.oracle.get_space()) != _outline(oracle.get_space()):
                 raise ConnectionError(
                     "The chief searches with another configuration; start the worker "
-                    "with the same CONFIG and --set as the chief."
+                    "with the same CONFIG and --set as the chief, and set "
+                    "model.precision where 'auto' means different things on them."
                 )
 
     def _populate_initial_space(self) -> None:
@@ -504,6 +505,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    configuration = preparation.resolved(configuration)
     settings = configuration.search
     sequence = search_sequence(configuration)
     state = folder / _PROJECT / "oracle.json"

@@ -1,0 +1,210 @@
+"""Matrix products in bfloat16: where they pay, and how a traced function gets them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
+
+# A tile of AMX holds 16 rows of 32 bfloat16 numbers (Intel's Architecture Instruction
+# Set Extensions Programming Reference, section on palette 1). A product that does not
+# fill one costs the casts and gains nothing.
+_TILE_ROWS, _TILE_DEPTH = 16, 32
+
+# Primitives that are rewritten inside, with the parameters that hold their functions.
+_INNER = {
+    primitives.jit_p: ("jaxpr",),
+    primitives.closed_call_p: ("call_jaxpr",),
+    primitives.remat_p: ("jaxpr",),
+    primitives.custom_jvp_call_p: ("call_jaxpr",),
+    primitives.custom_vjp_call_p: ("call_jaxpr",),
+    primitives.scan_p: ("jaxpr",),
+    primitives.while_p: ("cond_jaxpr", "body_jaxpr"),
+    primitives.cond_p: ("branches",),
+}
+
+
+def resolve(precision: str, platform: str, cpu_flags: Collection[str]) -> str:
+    """Returns what a setting means on a machine: `"float32"` or `"bfloat16"`.
+
+    `auto` is bfloat16 on GPU, TPU and CPUs with AMX. AVX512-BF16 alone does not count:
+    there bfloat16 products were measured to be slower than float32 ones. Nothing is
+    measured here, so that the same machine always gives the same numbers.
+
+    Args:
+        precision: `"auto"`, `"float32"` or `"bfloat16"`; the last two mean themselves.
+        platform: JAX's name of it, such as `"cpu"`.
+        cpu_flags: What `cpu_flags` finds.
+    """
+    if precision != "auto":
+        return precision
+    has_units = platform in ("gpu", "tpu") or (
+        platform == "cpu" and "amx_bf16" in cpu_flags
+    )
+    return "bfloat16" if has_units else "float32"
+
+
+def resolve_here(precision: str) -> str:
+    """Returns what a setting means on this machine, see `resolve`."""
+    return resolve(precision, jax.default_backend(), cpu_flags_here())
+
+
+def cpu_flags_here() -> frozenset[str]:
+    """Returns the flags of this machine's processor; none where they are not told."""
+    path = Path("/proc/cpuinfo")  # only Linux has it
+    return (
+        cpu_flags(path.read_text("utf-8", "replace")) if path.is_file() else frozenset()
+    )
+
+
+def cpu_flags(cpuinfo: str) -> frozenset[str]:
+    """Returns the flags of the first processor in the text of `/proc/cpuinfo`."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def backbone_policy(precision: str) -> str:
+    """Returns the dtype policy of Keras that a backbone is built with here.
+
+    GPU and TPU compute in bfloat16 by `mixed_bfloat16`, whose weights are float32. On
+    the CPU that is slower than float32; `bfloat16_products` takes its place.
+    """
+    mixed = precision == "bfloat16" and jax.default_backend() != "cpu"
+    return "mixed_bfloat16" if mixed else "float32"
+
+
+def in_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """Returns what is compiled here: `function`, or with bfloat16 products on a CPU."""
+    on_cpu = jax.default_backend() == "cpu"
+    return (
+        bfloat16_products(function) if precision == "bfloat16" and on_cpu else function
+    )
+
+
+def bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that computes its float32 matrix products from bfloat16.
+
+    Operands are rounded to bfloat16, sums are float32: sum_k a_k b_k is wrong by
+    at most about 2^-7 sum_k |a_k b_k|, 2^-8 for each operand. CPUs with AMX have units
+    for it, which XLA uses where both operands are row-major. Operands that are sharded
+    over devices are gathered on each for that.
+
+    A product stays as it is if an operand or the result is not float32, if it asks for
+    a precision of its own (`precision="highest"`), if it says how its result is
+    sharded, or if it does not fill a tile: fewer than 16 rows or columns, or fewer
+    than 32 numbers to sum over. Products are found in `jit`, `scan`, loops, `cond`,
+    `checkpoint` and functions with derivatives of their own; in other primitives that
+    hold functions they stay float32.
+
+    Apply it after differentiation: it rewrites the products that are there, and those
+    of a gradient taken later of a function with a derivative of its own are not.
+
+    Args:
+        function: What `jax.make_jaxpr` can trace. It is traced at every call, so call
+            the result inside `jax.jit`.
+
+    Example:
+        >>> step = jax.jit(bfloat16_products(jax.value_and_grad(loss)))
+    """
+
+    @functools.wraps(function)
+    def rewritten(*arguments: Any, **options: Any) -> Any:
+        traced, result = jax.make_jaxpr(function, return_shape=True)(
+            *arguments, **options
+        )
+        leaves = jax.tree.leaves((arguments, options))
+        outputs = jaxpr_as_fun(_rewritten(traced))(*leaves)
+        return jax.tree.unflatten(jax.tree.structure(result), outputs)
+
+    return rewritten
+
+
+def _rewritten(inner: Any) -> Any:
+    """Returns a jaxpr, closed or not, or several, with other products."""
+    if isinstance(inner, tuple):
+        return tuple(map(_rewritten, inner))
+    if isinstance(inner, ClosedJaxpr):
+        return inner.replace(jaxpr=_rewritten(inner.jaxpr))
+    return inner.replace(eqns=[_rewritten_equation(e) for e in inner.eqns])
+
+
+def _rewritten_equation(equation: Any) -> Any:
+    if equation.primitive is primitives.dot_general_p:
+        return _rewritten_product(equation)
+    names = _INNER.get(equation.primitive, ())
+    changed = {name: _rewritten(equation.params[name]) for name in names}
+    return equation.replace(params=equation.params | changed)
+
+
+def _rewritten_product(equation: Any) -> Any:
+    a, b = (variable.aval for variable in equation.invars)
+    (result,) = (variable.aval for variable in equation.outvars)
+    dimension_numbers = equation.params["dimension_numbers"]
+    _, rows, depth, columns = _sizes(a, b, dimension_numbers)
+    stays = (
+        any(x.dtype != jnp.float32 for x in (a, b, result))
+        or equation.params["precision"] is not None
+        or equation.params["out_sharding"] is not None
+        or min(rows, columns) < _TILE_ROWS
+        or depth < _TILE_DEPTH
+    )
+    if stays:
+        return equation
+    traced = jax.make_jaxpr(_product, static_argnums=2)(a, b, dimension_numbers)
+    (call,) = traced.jaxpr.eqns
+    return equation.replace(primitive=call.primitive, params=call.params)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _product(a: Any, b: Any, dimension_numbers: Any) -> Any:
+    """Returns `lax.dot_general` from bfloat16, as one product of row-major operands."""
+    (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
+    free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)
+    batch, rows, depth, columns = _sizes(a, b, dimension_numbers)
+    batches = (batch,) if batch_a else ()
+    last = len(batches)
+
+    def operand(x: Any, order: tuple[int, ...], *shape: int) -> Any:
+        # Reshaped only once it lies as it is to, or the transposition moves into the
+        # product, and that is then as slow as in float32.
+        x = _row_major(jnp.transpose(x.astype(jnp.bfloat16), order))
+        return _row_major(x.reshape(*batches, *shape))
+
+    result = jax.lax.dot_general(
+        operand(a, (*batch_a, *free_a, *sum_a), rows, depth),
+        operand(b, (*batch_b, *sum_b, *free_b), depth, columns),
+        (((last + 1,), (last,)), ((0,), (0,)) if batches else ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    # Otherwise a later transposition moves into the product, and no kernel does that.
+    result = _row_major(result)
+    return result.reshape(
+        *(a.shape[i] for i in (*batch_a, *free_a)), *(b.shape[i] for i in free_b)
+    )
+
+
+def _row_major(x: Any) -> Any:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def _free(x: Any, summed: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
+    return tuple(i for i in range(x.ndim) if i not in (*summed, *batch))
+
+
+def _sizes(a: Any, b: Any, dimension_numbers: Any) -> tuple[int, int, int, int]:
+    """Returns how many products, and the rows, depth and columns of each."""
+    (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
+    free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)
+    axes = ((a, batch_a), (a, free_a), (a, sum_a), (b, free_b))
+    batch, rows, depth, columns = (prod(x.shape[i] for i in of) for x, of in axes)
+    return batch, rows, depth, columns
