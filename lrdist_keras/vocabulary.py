@@ -56,17 +56,17 @@ def used_tokens(encoded: Encoded) -> np.ndarray:
     return np.unique(np.append(encoded.ids, [0, encoded.pad_id]))
 
 
-def room(counts: Sequence[int], vocabulary: int) -> int | None:
-    """Returns a number of rows that is enough for each of these trainings.
+def room(tokens: int, vocabulary: int) -> int | None:
+    """Returns a number of rows that is enough for so many tokens.
 
     It is a power of two, so that few shapes need to be compiled, or None where
     the whole vocabulary is hardly more.
 
     Args:
-        counts: Numbers of tokens that occur.
+        tokens: Number of tokens that occur.
         vocabulary: Rows of the embeddings.
     """
-    rows = 1 << (max(counts) - 1).bit_length()
+    rows = 1 << (tokens - 1).bit_length()
     return rows if 2 * rows <= vocabulary else None
 
 

@@ -24,11 +24,11 @@ def test_the_tokens_that_are_used():
 
 
 @pytest.mark.parametrize(
-    "counts, vocabulary, expected",
-    [([5], 30, 8), ([8, 3], 30, 8), ([8, 9], 32, 16), ([9], 31, None), ([1], 2, 1)],
+    "tokens, vocabulary, expected",
+    [(5, 30, 8), (8, 30, 8), (9, 32, 16), (9, 31, None), (1, 2, 1)],
 )
-def test_room_is_a_power_of_two_of_at_most_half(counts, vocabulary, expected):
-    assert room(counts, vocabulary) == expected
+def test_room_is_a_power_of_two_of_at_most_half(tokens, vocabulary, expected):
+    assert room(tokens, vocabulary) == expected
 
 
 def test_rows_are_taken_and_put_back():

@@ -1,0 +1,216 @@
+"""What this machine can do, and the share of it that a training step reaches.
+
+    python benchmarks/roofline.py [--geometry minilm] [--precision float32]
+
+The ceiling of products: every matrix product of the traced step, forward and backward,
+is run alone with row-major operands, by XLA and where it is installed by PyTorch
+(oneDNN), in float32 and bfloat16; the faster counts. That of memory: the rate of adding
+two arrays that fit no cache. Then the parts of the step: forward, backward as the
+difference, Adam alone. Weights and tokens are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from rich.console import Console
+from rich.table import Table
+from step import GEOMETRIES, RESULTS, preset
+
+Product = tuple[int, int, int, int]  # how many, rows, depth, columns
+PRECISIONS = ("float32", "bfloat16")
+
+
+def median(run: Callable[[], Any], rounds: int = 9) -> float:
+    run()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def products(jaxpr: Any) -> Counter[Product]:
+    """Returns the matrix products of a traced function, and how often each is."""
+    found: Counter[Product] = Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            a, b = (x.aval.shape for x in equation.invars)
+            (sum_a, sum_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
+            many = prod(a[i] for i in batch_a)
+            depth = prod(a[i] for i in sum_a)
+            columns = prod(b) // (many * depth)
+            found[many, prod(a) // (many * depth), depth, columns] += 1
+        for inner in jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found
+
+
+def by_xla(product: Product, dtype: Any) -> float:
+    many, rows, depth, columns = product
+    rng = np.random.default_rng(0)
+    lead = (many,) if many > 1 else ()
+    a = jnp.asarray(rng.normal(size=(*lead, rows, depth)), dtype)
+    b = jnp.asarray(rng.normal(size=(*lead, depth, columns)), dtype)
+    run = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return median(lambda: run(a, b))
+
+
+def by_pytorch(product: Product, dtype: str) -> float:
+    try:
+        import torch
+    except ImportError:
+        return float("inf")
+    many, rows, depth, columns = product
+    a = torch.randn(many, rows, depth, dtype=getattr(torch, dtype))
+    b = torch.randn(many, depth, columns, dtype=getattr(torch, dtype))
+    a, b = (a[0], b[0]) if many == 1 else (a, b)
+    return median(lambda: torch.matmul(a, b))
+
+
+def memory_rate() -> float:
+    """Returns bytes per second of reading two arrays and writing one."""
+    a, b = (jnp.asarray(np.random.default_rng(0).normal(size=2**25), jnp.float32),) * 2
+    add = jax.jit(lambda a, b: a + 2 * b, donate_argnums=())
+    return 3 * a.nbytes / median(lambda: add(a, b))
+
+
+def ceilings(kinds: Counter[Product]) -> list[dict[str, Any]]:
+    """Times every product alone, and prints the table of rates."""
+    names = ["XLA float32", "XLA bfloat16", "oneDNN float32", "oneDNN bfloat16"]
+    table = Table("product", "times", *names, title="products alone, GFLOP/s")
+    found = []
+    for product, count in sorted(kinds.items()):
+        seconds = [
+            by_xla(product, jnp.float32),
+            by_xla(product, jnp.bfloat16),
+            by_pytorch(product, "float32"),
+            by_pytorch(product, "bfloat16"),
+        ]
+        rates = [2 * prod(product) / 1e9 / s for s in seconds]
+        shape = " x ".join(map(str, product[1:]))
+        shape = f"{product[0]} of {shape}" if product[0] > 1 else shape
+        table.add_row(shape, str(count), *(f"{rate:.0f}" for rate in rates))
+        timed = dict(zip(names, seconds, strict=True))
+        found.append({"product": product, "times": count, "seconds": timed})
+    Console().print(table)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="minilm")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--out", type=Path, default=RESULTS / "roofline.json")
+    given = parser.parse_args()
+    from lrdist_keras.config import TrainingSettings
+    from lrdist_keras.files import write_text
+    from lrdist_keras.models import load_encoder, new_head
+    from lrdist_keras.precision import in_precision
+    from lrdist_keras.preparation import machine, versions
+    from lrdist_keras.programs import Programs
+    from lrdist_keras.training import SequentialTrainer
+
+    geometry = GEOMETRIES[given.geometry]
+    batch, length = geometry["batch"], geometry["length"]
+    encoder = load_encoder(preset(geometry), precision=given.precision)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 4000, (batch, length)).astype(np.int32)
+    inputs = {
+        "token_ids": ids,
+        "segment_ids": np.zeros_like(ids),
+        "padding_mask": np.ones_like(ids),
+    }
+    labels = rng.integers(0, 2, batch)
+    weights = [
+        jnp.array(w) for w in [*encoder.weights, *new_head(2, encoder.width, rng)]
+    ]
+
+    def loss(weights: list) -> Any:
+        features, _ = encoder.features(weights[:-2], encoder.state, inputs, True)
+        logits = features @ weights[-2] + weights[-1]
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(batch), labels])
+
+    gradient = jax.grad(loss)
+    forward = jax.jit(in_precision(loss, given.precision))
+    both = jax.jit(in_precision(gradient, given.precision))
+    trainer = SequentialTrainer(encoder, TrainingSettings(batch_size=batch))
+    programs: Programs = trainer.programs
+    state = programs.optimizer_state((2,), None, dict.fromkeys(trainer.groups, 1.0))
+    optimizer = programs._optimizer((2,), None)
+    update = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
+    gradients = both(weights)
+    carried = [state, [jnp.array(w) for w in weights]]
+
+    def adam() -> Any:
+        carried[1], carried[0] = map(list, update(carried[0], gradients, carried[1]))
+        return carried
+
+    kinds = {
+        "forward": products(jax.make_jaxpr(loss)(weights).jaxpr),
+        "forward and backward": products(jax.make_jaxpr(gradient)(weights).jaxpr),
+    }
+    timed = ceilings(kinds["forward and backward"])
+    best = {
+        x["product"]: min(
+            s
+            for name, s in x["seconds"].items()
+            if given.precision == "bfloat16" or "float32" in name
+        )
+        for x in timed
+    }
+    rate = memory_rate()
+    moved = 7 * sum(w.nbytes for w in weights)  # gradient, weight, two moments; back
+    seconds = {
+        "forward": median(lambda: forward(weights)),
+        "forward and backward": median(lambda: both(weights)),
+        "Adam, all rows": median(adam),
+    }
+    ideals = {n: sum(best[p] * c for p, c in k.items()) for n, k in kinds.items()}
+    ideals["Adam, all rows"] = moved / rate
+    work = {
+        name: sum(2 * prod(p) * c for p, c in found.items()) / 1e9
+        for name, found in kinds.items()
+    }
+    table = Table("part", "ms", "ms at the ceiling", "share", title="a step")
+    for name, s in seconds.items():
+        row = f"{1e3 * s:.0f}", f"{1e3 * ideals[name]:.0f}", f"{ideals[name] / s:.0%}"
+        table.add_row(name, *row)
+    Console().print(table)
+    whole = work["forward and backward"]
+    print(
+        f"Products: {whole:.0f} GFLOP a step, "
+        f"{whole / ideals['forward and backward']:.0f} GFLOP/s on average alone; "
+        f"memory: {rate / 1e9:.1f} GB/s."
+    )
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "geometry": geometry,
+        "precision": given.precision,
+        "products": timed,
+        "gflop": work,
+        "memory_bytes_per_second": rate,
+        "seconds": seconds,
+        "seconds_at_ceiling": ideals,
+    }
+    write_text(given.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
