@@ -148,9 +148,10 @@ def _arms_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
     if not known:
         return None
     table = _table("Further measures")
+    table.padding = (0, 0, 0, 1)
     table.add_column("arm", overflow="fold")
     for name in known:
-        heading = name.replace("_p_o", " p_o").replace("_", "\n", 1)
+        heading = name.replace("_", "\n", 1)
         table.add_column(heading, justify="right", no_wrap=True)
     summaries = summarize(records, known)
     sequences = list(dict.fromkeys(s.sequence for s in summaries))
@@ -189,6 +190,7 @@ def _tasks_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
     if not records:
         return None
     table = _table("Each task by its own metric")
+    table.padding = (0, 0, 0, 1)
     table.add_column("arm", overflow="fold")
     probed = any("probe" in r for r in records)
     for name in ("metric", "ECE", *(["probe"] if probed else [])):
@@ -201,7 +203,7 @@ def _tasks_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
             metric = next(iter(runs[0]["task_metrics"]["final"][j]))
             where = f" of {sequence}" if len(sequences) > 1 else ""
             table.add_section()
-            table.add_row(f"[bold]{escape(task + where)}: {_METRIC_NAMES[metric]}[/]")
+            table.add_row(f"[bold]{escape(task + where)}[/] {_METRIC_NAMES[metric]}")
             for arm in dict.fromkeys(r["arm"] for r in runs):
                 of_arm = [r for r in runs if r["arm"] == arm]
                 cells = [
