@@ -106,6 +106,8 @@ class Programs:
         """
         precision = self.encoder.precision
         whole, rows = placement(shape)
+        given: tuple[Any, ...]
+        taken: tuple[int, ...]
         if kind == "evaluate":
             call = in_precision(self._evaluation_call, precision)
             given, taken = (whole, whole, rows), ()
