@@ -29,6 +29,10 @@ KINDS = {"plain", "probe", "ewc", "l2_sp", "recadam", "mixed", "lwf"}
 KINDS |= {"evaluate", "fisher"}
 
 
+def short(seed):
+    return data(seed, shortest=4, longest=14)
+
+
 def lower(function, *arguments):
     """Lowers a jitted function for GPU and TPU."""
     for platform in ("cuda", "tpu"):
@@ -42,12 +46,12 @@ class Lowering(Programs):
 
     lowered: set = set()
 
-    def _program(self, kind, classes, inputs, arguments):
+    def _program(self, kind, classes, inputs, arguments, rows=None):
         # The first of a kind stands for its buckets and heads.
         key = (kind, len(self.encoder.weights))
         if key not in self.lowered:
             shape = inputs["token_ids"].shape
-            lower(self.jitted(kind, classes, shape), *arguments)
+            lower(self.jitted(kind, classes, shape, rows), *arguments)
             self.lowered.add(key)
         if kind == "evaluate":
             rows = len(inputs["labels"])
@@ -73,7 +77,8 @@ def test_the_programs_of_every_strategy(
     monkeypatch.setattr(Lowering, "lowered", set())
     encoder = load_encoder(str(tiny_preset), 0.1, precision)
     trainer = SequentialTrainer(encoder, SETTINGS)
-    tasks = [task(name, i, epochs=1) for i, name in enumerate("ab")]
+    few = {"train": short(0), "validation": short(1)}
+    tasks = [task(name, i, epochs=1, **few) for i, name in enumerate("ab")]
     rates = flat(1e-4, trainer.scheme)
     ones = [np.ones_like(w) for w in encoder.weights]
     for strategy in strategies:
@@ -108,11 +113,11 @@ def test_masked_language_and_features(tiny_preset, monkeypatch):
     replaced = SimpleNamespace(**{**vars(jax), "jit": lowering_jit})
     monkeypatch.setattr(masked_language, "jax", replaced)
     monkeypatch.setattr(masked_language, "_EPOCHS", 1)
-    found = pretraining_fisher(encoder, data(0, 12, longest=14), 4, 16, 2)
+    found = pretraining_fisher(encoder, data(0, 12, shortest=4, longest=14), 4, 16, 2)
     assert all(np.isfinite(f).all() for f in found.fisher)
     assert lowered == {"_hidden", "step", "_squares"}
     reader = FeatureReader(encoder, 16)
-    inputs = data(0, 12, longest=14).arrays(np.arange(4), 16)
+    inputs = data(0, 12, shortest=4, longest=14).arrays(np.arange(4), 16)
     lower(reader._last, encoder.weights, inputs)
     lower(reader._layers, [encoder.weights[i] for i in reader._positions], inputs)
 
@@ -134,7 +139,7 @@ preset = sys.argv[1]
 settings = TrainingSettings(
     batch_size=8, max_length=16, steps_per_call=2, evaluation_batch_size=8
 )
-train, validation = data(0, longest=14), data(1, 16, longest=14)
+train, validation = data(0, shortest=4, longest=14), data(1, 16, shortest=4, longest=14)
 tasks = [task("a", 0, epochs=1, train=train, validation=validation)]
 arm = ArmSettings(name="plain", rate=1e-3)
 

@@ -106,7 +106,8 @@ def test_the_fisher_is_the_mean_of_squared_gradients_of_single_texts(encoder):
                 t.name: batch[t.name][row : row + 1] for t in encoder.model.inputs
             }
             real = batch["counts"][row] > 0
-            wanted = np.zeros((32, model.vocabulary), np.float32)
+            length = batch["token_ids"].shape[1]
+            wanted = np.zeros((length, model.vocabulary), np.float32)
             where = batch["positions"][row][real], batch["targets"][row][real]
             wanted[where] = 1 / real.sum()
             gradients = gradient_of(list(encoder.weights), inputs, wanted)

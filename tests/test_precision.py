@@ -405,25 +405,33 @@ def test_the_programs_rewrite_the_encoder_and_neither_head_nor_fisher(wide_prese
     one = batch_of((16, 32))
 
     def found(kind, *arguments):
-        shape = (1, 16, 32) if kind == "plain" else (16, 32)
+        shape = (16, 32) if kind == "evaluate" else (1, 16, 32)
         types = products(programs.jitted(kind, (classes,), shape), *arguments)
         return types.count("bfloat16"), types.count("float32")
 
-    in_a_layer = 4 + 2 + 2  # projections, attention, feed-forward
-    assert found("evaluate", values, state, one) == (2 * in_a_layer, 1)
+    # Query, key and value, two of attention, output, two of the feed-forward part; of
+    # one token the query is apart, and attention too small for a tile.
+    whole, of_one_token = 6, 5
+    float32 = 2 + 1  # that, and the head
+    assert found("evaluate", values, state, one) == (whole + of_one_token, float32)
     multipliers = dict.fromkeys(programs.groups, 1.0)
     many = {name: array[None] for name, array in one.items()}
     training = (
         values,
         state,
-        programs.optimizer_state((classes,), multipliers),
+        programs.optimizer_state((classes,), None, multipliers),
         many,
         np.int32(1),
         *map(np.float32, (0, 1, 1e-3)),
     )
-    assert found("plain", *training, Terms()) == (3 * 2 * in_a_layer, 3)
+    # The gradients of the kernels above one token sum over 16 rows, half a tile.
+    shallow = 4
+    expected = 3 * (whole + of_one_token) - shallow, 3 * float32 + shallow
+    assert found("plain", *training, Terms()) == expected
     total = [jnp.zeros_like(w) for w in encoder.weights]
-    rewritten, untouched = found("fisher", total, values, one, np.float32(1))
+    rewritten, untouched = found(
+        "fisher", total, values, many, np.int32(1), np.float32(1)
+    )
     assert rewritten == 0 and untouched > 0
 
 
