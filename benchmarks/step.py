@@ -1,6 +1,6 @@
 """Training steps of ours, of Keras `fit` and of PyTorch, in turn on one machine.
 
-    python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FILE.json]
+    python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FOLDER]
 
 The same job for each: a BERT with a linear head, the cross-entropy of two classes, Adam
 on all weights in float32, no dropout, the same rows of MRPC padded to one length. Each
@@ -45,8 +45,8 @@ GEOMETRIES = {
         "heads": 12,
         "batch": 16,
         "length": 128,
-        "steps": 2,
-        "blocks": 5,
+        "steps": 1,
+        "blocks": 6,
     },
 }
 RATE = 1e-5
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
     parser.add_argument("--geometry", choices=GEOMETRIES)
     parser.add_argument("--without", nargs="*", default=[], choices=SIDES)
-    parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--batches", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -306,9 +306,8 @@ def main() -> None:
     from lrdist_keras.preparation import machine, versions
 
     sides = [side for side in SIDES if side not in given.without]
-    results: dict[str, Any] = {"machine": machine(), "versions": versions()}
     for name in [given.geometry] if given.geometry else GEOMETRIES:
-        found = results[name] = measure(name, given.data, sides)
+        found = measure(name, given.data, sides)
         title = f"{name}: batch {found['batch']}, length {found['length']}"
         table = Table("", "examples/s", "ms a step", "time / ours float32", title=title)
         for side, x in found["sides"].items():
@@ -320,7 +319,9 @@ def main() -> None:
                 f"{x['times_ours_float32']:.2f} [{low:.2f}, {high:.2f}]",
             )
         Console().print(table)
-    write_text(given.out, json.dumps(results, indent=1) + "\n")
+        found = {"machine": machine(), "versions": versions(), **found}
+        file = given.out / f"step_{name}.json"
+        write_text(file, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
