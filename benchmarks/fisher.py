@@ -1,6 +1,6 @@
-"""The Fisher of MRPC's 3,668 examples on MiniLM, against one epoch of training on them.
+"""The Fisher of MRPC's examples on MiniLM, against one epoch of training on them.
 
-    python benchmarks/fisher.py --data FOLDER [--rounds 3]
+    python benchmarks/fisher.py --data FOLDER [--examples 3668] [--rounds 3]
 
 Both compiled before, in turn. Needs prepared TFDS data in FOLDER.
 """
@@ -34,6 +34,7 @@ CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
+    parser.add_argument("--examples", type=int, default=3668)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
@@ -42,7 +43,11 @@ def main() -> None:
         configuration = load(CONFIGURATION, [*overrides, "training.epochs=1"])
         loaded = preparation.load(configuration, {"mrpc"})
         task, trainer = loaded.tasks["mrpc"], loaded.trainer
-        task = replace(task, validation=take(task.validation, np.arange(16)))
+        task = replace(
+            task,
+            train=take(task.train, np.arange(given.examples)),
+            validation=take(task.validation, np.arange(16)),
+        )
         arm, rates = ArmSettings(name="flat", rate=5e-5), flat(5e-5, trainer.scheme)
         weights = [jax.numpy.array(w) for w in trainer.encoder.weights]
         head = new_head(2, trainer.encoder.width, np.random.default_rng(0))

@@ -91,10 +91,11 @@ def memory_rate() -> float:
 
 
 def ceilings(kinds: Counter[Product]) -> list[dict[str, Any]]:
-    """Times every product alone, and prints the table of rates."""
+    """Times every product alone, and prints the rates of those that are most of it."""
     names = ["XLA float32", "XLA bfloat16", "oneDNN float32", "oneDNN bfloat16"]
     table = Table("product", "times", *names, title="products alone, GFLOP/s")
     found = []
+    whole = sum(prod(product) * count for product, count in kinds.items())
     for product, count in sorted(kinds.items()):
         seconds = [
             by_xla(product, jnp.float32),
@@ -105,7 +106,8 @@ def ceilings(kinds: Counter[Product]) -> list[dict[str, Any]]:
         rates = [2 * prod(product) / 1e9 / s for s in seconds]
         shape = " x ".join(map(str, product[1:]))
         shape = f"{product[0]} of {shape}" if product[0] > 1 else shape
-        table.add_row(shape, str(count), *(f"{rate:.0f}" for rate in rates))
+        if prod(product) * count > whole / 200:
+            table.add_row(shape, str(count), *(f"{rate:.0f}" for rate in rates))
         timed = dict(zip(names, seconds, strict=True))
         found.append({"product": product, "times": count, "seconds": timed})
     Console().print(table)
