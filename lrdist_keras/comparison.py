@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from lrdist_keras.statistics import (
     Statistics,
     compare_arms,
     summarize,
+    without_nan,
 )
 from lrdist_keras.training import Run, SequentialTrainer, TaskData
 
@@ -108,7 +108,7 @@ class Comparison:
                     after_task=measurement.after_task,
                     pretraining_fisher=fisher.fisher if fisher else None,
                 )
-                record = _without_nan(
+                record = without_nan(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
                     | _record(run, [task.name for task in tasks])
                     | measures.of_evaluations(run, tasks, self.sources, arm)
@@ -151,7 +151,7 @@ class Comparison:
             "machine": preparation.machine(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
             "labels": {
-                sequence: [_without_nan(asdict(row)) for row in rows]
+                sequence: [without_nan(asdict(row)) for row in rows]
                 for sequence, rows in self.labels.items()
             },
             "table": [
@@ -160,8 +160,8 @@ class Comparison:
                     "arm": s.arm,
                     "seeds": s.seeds,
                     "learned": s.learned,
-                    "mean": _without_nan(s.mean),
-                    "standard_deviation": _without_nan(s.deviation),
+                    "mean": without_nan(s.mean),
+                    "standard_deviation": without_nan(s.deviation),
                 }
                 for s in summarize(records, (*METRICS, *FURTHER))
             ],
@@ -343,12 +343,3 @@ def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
         "examples_per_second": round(run.examples_per_second, 2),
         "compilations": run.compilations,
     }
-
-
-def _without_nan(content: Any) -> Any:
-    """Returns the content with None for what is not a number."""
-    if isinstance(content, Mapping):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

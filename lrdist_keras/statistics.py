@@ -142,7 +142,7 @@ class Statistics:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content as JSON can hold it, None for what is not a number."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -647,9 +647,10 @@ def _at_equal_p_s(
     return _differences(samples)
 
 
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
+def without_nan(content: Any) -> Any:
+    """Returns what JSON can hold: the content with None for what is not a number."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
