@@ -559,7 +559,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
 def _fingerprint(configuration: Configuration) -> str:
     """Returns a hash of what the trials of all workers must have in common."""
     content = configuration.model_dump(
-        exclude={"name", "arms", "seeds", "data", "report"}
+        exclude={"name", "arms", "seeds", "data", "measures", "report"}
     )
     arm = configuration.search_arm
     content["arm"] = arm.model_dump() if arm else None

@@ -386,6 +386,7 @@ def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatc
     path = tmp_path / "c.toml"
     path.write_text(toml)
     elsewhere = ["data.cache=/else", "model.preset=/else", "seeds=[7]", "name=else"]
+    elsewhere.append("measures.probe=false")  # of comparisons
     same, other = (
         search._fingerprint(config.load(path, [*SMALL, *changed]))
         for changed in (elsewhere, ["training.epochs=2"])
