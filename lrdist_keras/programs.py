@@ -114,9 +114,9 @@ class Programs:
         optimizer.multipliers = {name: multipliers[name] for name in self.groups}
         return [jnp.array(v.value, copy=True) for v in optimizer.variables]
 
-    def places(self, classes: Classes) -> Places:
+    def places(self, classes: Classes, rows: int | None) -> Places:
         """Returns where Adam's state stands in that of the optimizer."""
-        optimizer = self._optimizer(classes, rows=None)
+        optimizer = self._optimizer(classes, rows)
         index = {id(v): i for i, v in enumerate(optimizer.variables)}
         inner: Any = optimizer.inner_optimizer
         pairs = zip(inner._momentums, inner._velocities, strict=True)
@@ -226,7 +226,7 @@ class Programs:
         group_of = np.array(partition([v.path for v in backbone], self.groups, True))
         count, probe = len(backbone), kind == "probe"
         warmup, shape = self.settings.warmup, self.settings.schedule
-        counter = self.places(classes).iterations
+        counter = self.places(classes, rows).iterations
         inner: Any = optimizer.inner_optimizer
         betas = inner.beta_1, inner.beta_2
 

@@ -563,7 +563,7 @@ class SequentialTrainer:
         )
         terms = stage.terms
         if (moments := course.moments) is not None:
-            places = self.programs.places(classes)
+            places = self.programs.places(classes, rows)
             optimizer_state = moments.put(optimizer_state, places, stage.active)
             terms = terms._replace(head_steps=moments.head_steps(stage.active))
         shuffles = "no_shuffling" not in self.compat
