@@ -247,11 +247,7 @@ def training_steps(
             encoded.lengths, buckets(max_length), batch_size, steps_per_call
         )
     order = rng.permutation(len(encoded))
-    plan = [
-        Steps(length, rows[i : i + steps_per_call])
-        for length, rows in _batches(order, encoded.lengths, max_length, batch_size)
-        for i in range(0, len(rows), steps_per_call)
-    ]
+    plan = list(_calls(order, encoded.lengths, max_length, batch_size, steps_per_call))
     return [plan[i] for i in rng.permutation(len(plan))]
 
 
@@ -275,10 +271,34 @@ def evaluation_batches(
     encoded: Encoded, max_length: int, batch_size: int
 ) -> Iterator[Steps]:
     """Plans an evaluation: every example once, sorted by length, batch by batch."""
+    for call in evaluation_steps(encoded, max_length, batch_size, 1):
+        yield Steps(call.length, call.indices[0])
+
+
+def evaluation_steps(
+    encoded: Encoded, max_length: int, batch_size: int, steps_per_call: int
+) -> Iterator[Steps]:
+    """Plans the same in calls of at most `steps_per_call` batches of one length."""
     order = np.argsort(encoded.lengths, kind="stable")
-    for length, rows in _batches(order, encoded.lengths, max_length, batch_size):
-        for row in rows:
-            yield Steps(length, row)
+    return _calls(order, encoded.lengths, max_length, batch_size, steps_per_call)
+
+
+def filled(batches: np.ndarray, count: int) -> np.ndarray:
+    """Returns the batches of a call, and so many of padding that there are `count`."""
+    missing = count - len(batches)
+    return np.pad(batches, ((0, missing), (0, 0)), constant_values=-1)
+
+
+def _calls(
+    order: np.ndarray,
+    lengths: np.ndarray,
+    max_length: int,
+    batch_size: int,
+    steps_per_call: int,
+) -> Iterator[Steps]:
+    for length, rows in _batches(order, lengths, max_length, batch_size):
+        for i in range(0, len(rows), steps_per_call):
+            yield Steps(length, rows[i : i + steps_per_call])
 
 
 def _batches(

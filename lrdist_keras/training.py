@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import jax
@@ -17,6 +16,8 @@ from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.encoding import (
     Encoded,
     evaluation_batches,
+    evaluation_steps,
+    filled,
     take,
     training_steps,
 )
@@ -39,7 +40,7 @@ from lrdist_keras.strategies import (
     with_lora,
 )
 from lrdist_keras.tasks import majority_rate, stratified
-from lrdist_keras.vocabulary import UsedRows, room, used_rows, used_tokens
+from lrdist_keras.vocabulary import ALL_ROWS, UsedRows, room, used_rows, used_tokens
 
 _FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
 _ALPHA_EXAMPLES = 200  # of each task, to choose an average by
@@ -492,14 +493,14 @@ class SequentialTrainer:
         """Returns the rows of the token embeddings that each of the parts needs."""
         if (where := self.encoder.token_embedding) is None:
             return None
-        tokens = used_tokens(mixed(parts).encoded)
+        tokens = np.unique(np.concatenate([used_tokens(part) for part in parts]))
         return room(len(tokens), len(self.encoder.weights[where]))
 
-    def _used_rows(self, data: Encoded, rows: int | None) -> UsedRows | None:
-        """Returns the rows that examples use, where there is less to hold than all."""
+    def _used_rows(self, data: Encoded, rows: int | None) -> UsedRows:
+        """Returns the rows that examples use, filled up to `rows`; None is for all."""
         where = self.encoder.token_embedding
         if where is None or rows is None:
-            return None
+            return ALL_ROWS
         return used_rows(data, where, rows, len(self.encoder.weights[where]))
 
     def _moves_all(self, terms: Terms) -> bool:
@@ -536,22 +537,17 @@ class SequentialTrainer:
         before = _copy(course.weights) if stage.averages else []
         rows = None if self._moves_all(stage.terms) else course.rows
         used = self._used_rows(train.encoded, rows)
-        weights = course.weights
-        if used is not None:
-            train = replace(train, encoded=used.narrowed(train.encoded))
-            table = weights[used.position]
-            weights = used.take(weights)
-
-        def whole() -> Weights:
-            return weights if used is None else used.put(table, weights)
+        train = replace(train, encoded=used.narrowed(train.encoded))
+        table = course.weights[used.position]
+        weights = used.take(course.weights)
 
         def stop(done: int) -> None:
             nonlocal weights
             if done in averages:
-                averaged = average(before, whole(), course.arm.alpha)
-                weights = averaged if used is None else used.take(averaged)
+                whole = used.put(table, weights)
+                weights = used.take(average(before, whole, course.arm.alpha))
             if done in samples:
-                course.weights = whole()
+                course.weights = used.put(table, weights)
                 curve.steps.append(done)
                 for j in earlier:
                     sample = course.samples[j]
@@ -585,15 +581,12 @@ class SequentialTrainer:
                 stop(done)
                 ends = [s - done for s in samples | averages if s > done]
                 steps = min([len(batches), total - done, *ends])
-                missing = settings.steps_per_call - steps
-                filled = np.pad(
-                    batches[:steps], ((0, missing), (0, 0)), constant_values=-1
-                )
+                indices = filled(batches[:steps], settings.steps_per_call)
                 arguments = (
                     [*weights, *(w for j in stage.active for w in course.heads[j])],
                     course.state,
                     optimizer_state,
-                    train.arrays(filled, call.length),
+                    train.arrays(indices, call.length),
                     np.int32(steps),
                     np.float32(done),
                     np.float32(total),
@@ -613,7 +606,7 @@ class SequentialTrainer:
                 batches = batches[steps:]
                 course.on_steps(steps)
         stop(done)
-        course.weights = whole()
+        course.weights = used.put(table, weights)
         if moments is not None:
             heads_only = stage.kind == "probe"
             moments.keep(optimizer_state, places, stage.active, done, heads_only)
@@ -697,27 +690,20 @@ class SequentialTrainer:
                 "A Fisher is a mean over examples and needs at least one. Received: a "
                 "set without any"
             )
-        used = self._used_rows(data, self._room([data]))
-        held = weights if used is None else used.take(weights)
-        examples = data if used is None else used.narrowed(data)
+        rows = self._room([data])
+        used = self._used_rows(data, rows)
+        examples, held = used.narrowed(data), used.take(weights)
         values, classes = [*held, *head], (len(head[1]),)
-        rows = None if used is None else len(used.rows)
         total = [jnp.zeros_like(w) for w in held]
         settings, count = self.settings, self.settings.steps_per_call
-        batches = evaluation_batches(examples, settings.max_length, _FISHER_CHUNK)
-        for length, group in groupby(batches, key=lambda batch: batch.length):
-            indices = np.stack([batch.indices for batch in group])
-            for start in range(0, len(indices), count):
-                some = indices[start : start + count]
-                filled = np.pad(
-                    some, ((0, count - len(some)), (0, 0)), constant_values=-1
-                )
-                inputs = examples.arrays(filled, length)
-                total = self.programs.fisher(
-                    classes, rows, total, values, inputs, len(some), 1 / len(data)
-                )
-        if used is None:
-            return total
+        for call in evaluation_steps(
+            examples, settings.max_length, _FISHER_CHUNK, count
+        ):
+            inputs = examples.arrays(filled(call.indices, count), call.length)
+            steps, scale = len(call.indices), 1 / len(data)
+            total = self.programs.fisher(
+                classes, rows, total, values, inputs, steps, scale
+            )
         # Of a token that does not occur the gradient is 0.
         return used.put(jnp.zeros_like(weights[used.position]), total)
 

@@ -25,14 +25,17 @@ class UsedRows:
     Args:
         position: Of the embeddings among the weights.
         rows: Ids of tokens, ascending; then, up to a given number, the size of the
-            vocabulary. int32, shape [rows].
+            vocabulary. int32, shape [rows]. None for the whole vocabulary, which leaves
+            all as it is.
     """
 
     position: int
-    rows: np.ndarray
+    rows: np.ndarray | None
 
     def narrowed(self, encoded: Encoded) -> Encoded:
         """Returns the same examples, with the number of its row for each token."""
+        if self.rows is None:
+            return encoded
         ids = np.searchsorted(self.rows, encoded.ids).astype(np.int32)
         pad_id = int(np.searchsorted(self.rows, encoded.pad_id))
         return replace(encoded, ids=ids, pad_id=pad_id)
@@ -40,15 +43,21 @@ class UsedRows:
     def take(self, weights: Sequence[Any]) -> list[Any]:
         """Returns the weights with these rows of the embeddings alone."""
         taken = list(weights)
-        table = taken[self.position]
-        taken[self.position] = jnp.take(table, self.rows, axis=0, mode="clip")
+        if self.rows is not None:
+            table = taken[self.position]
+            taken[self.position] = jnp.take(table, self.rows, axis=0, mode="clip")
         return taken
 
     def put(self, table: Any, weights: Sequence[Any]) -> list[Any]:
         """Returns the weights with all rows: these, and the others of the table."""
         put = list(weights)
-        put[self.position] = table.at[self.rows].set(put[self.position], mode="drop")
+        if self.rows is not None:
+            held = put[self.position]
+            put[self.position] = table.at[self.rows].set(held, mode="drop")
         return put
+
+
+ALL_ROWS = UsedRows(0, None)
 
 
 def used_tokens(encoded: Encoded) -> np.ndarray:
