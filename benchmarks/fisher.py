@@ -8,7 +8,6 @@ Both compiled before, in turn. Needs prepared TFDS data in FOLDER.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -19,12 +18,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import numpy as np
+from saving import save
 
 from lrdist_keras import preparation
 from lrdist_keras.config import ArmSettings, load
 from lrdist_keras.distribution import flat
 from lrdist_keras.encoding import take
-from lrdist_keras.files import write_text
 from lrdist_keras.models import new_head
 
 RESULT = Path(__file__).parent / "results" / "fisher.json"
@@ -71,13 +70,11 @@ def main() -> None:
         f"Fisher {medians['fisher']:.1f} s, {ratio:.2f} epochs"
     )
     result = {
-        "machine": preparation.machine(),
-        "versions": preparation.versions(),
         "examples": len(task.train),
         "seconds": seconds,
         "ratio": ratio,
     }
-    write_text(given.out, json.dumps(result, indent=1) + "\n")
+    save(given.out, result)
 
 
 if __name__ == "__main__":

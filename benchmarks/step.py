@@ -13,7 +13,6 @@ Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -301,9 +300,7 @@ def main() -> None:
         return
     from rich.console import Console
     from rich.table import Table
-
-    from lrdist_keras.files import write_text
-    from lrdist_keras.preparation import machine, versions
+    from saving import save
 
     sides = [side for side in SIDES if side not in given.without]
     for name in [given.geometry] if given.geometry else GEOMETRIES:
@@ -319,9 +316,7 @@ def main() -> None:
                 f"{x['times_ours_float32']:.2f} [{low:.2f}, {high:.2f}]",
             )
         Console().print(table)
-        found = {"machine": machine(), "versions": versions(), **found}
-        file = given.out / f"step_{name}.json"
-        write_text(file, json.dumps(found, indent=1) + "\n")
+        save(given.out / f"step_{name}.json", found)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _rewritten_product(equation: Any) -> Any:
     a, b = (variable.aval for variable in equation.invars)
     (result,) = (variable.aval for variable in equation.outvars)
     dimension_numbers = equation.params["dimension_numbers"]
-    _, rows, depth, columns = _sizes(a, b, dimension_numbers)
+    _, rows, depth, columns = product_sizes(a, b, dimension_numbers)
     stays = (
         any(x.dtype != jnp.float32 for x in (a, b, result))
         or equation.params["precision"] is not None
@@ -170,7 +170,7 @@ def _product(a: Any, b: Any, dimension_numbers: Any) -> Any:
     """Returns `lax.dot_general` from bfloat16, as one product of row-major operands."""
     (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
     free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)
-    batch, rows, depth, columns = _sizes(a, b, dimension_numbers)
+    batch, rows, depth, columns = product_sizes(a, b, dimension_numbers)
     batches = (batch,) if batch_a else ()
     last = len(batches)
 
@@ -201,8 +201,14 @@ def _free(x: Any, summed: Sequence[int], batch: Sequence[int]) -> tuple[int, ...
     return tuple(i for i in range(x.ndim) if i not in (*summed, *batch))
 
 
-def _sizes(a: Any, b: Any, dimension_numbers: Any) -> tuple[int, int, int, int]:
-    """Returns how many products, and the rows, depth and columns of each."""
+def product_sizes(a: Any, b: Any, dimension_numbers: Any) -> tuple[int, int, int, int]:
+    """Returns how many products a `dot_general` is, and rows, depth, columns of each.
+
+    Args:
+        a: Left operand, or anything of its shape.
+        b: Right operand.
+        dimension_numbers: As `jax.lax.dot_general` takes them.
+    """
     (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
     free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)
     axes = ((a, batch_a), (a, free_a), (a, sum_a), (b, free_b))

@@ -1,0 +1,16 @@
+"""The file of a benchmark's result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lrdist_keras.files import write_text
+from lrdist_keras.preparation import machine, versions
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result as JSON, after the machine and the versions that made it."""
+    content = {"machine": machine(), "versions": versions(), **result}
+    write_text(path, json.dumps(content, indent=1) + "\n")
