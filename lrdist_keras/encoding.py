@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lrdist_keras import imports
+from lrdist_keras.files import digest
 from lrdist_keras.tasks import Split
 
 Texts = tuple[Sequence[str], ...]
@@ -70,6 +71,11 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Number of tokens of each example, int64, shape [examples]."""
         return np.diff(self.offsets)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a model is shown; labels are not part of it."""
+        return digest(str(self.pad_id), self.ids, self.offsets, self.second)
 
     def arrays(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """Returns the model's inputs for these examples, padded to one length.

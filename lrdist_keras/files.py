@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 
 @contextmanager
@@ -130,6 +133,20 @@ def _leaves(content: Any, path: str = "") -> dict[str, Any]:
     for name, inner in content.items():
         leaves |= _leaves(inner, f"{path}.{name}" if path else f"{name}")
     return leaves
+
+
+def digest(*content: str | np.ndarray) -> str:
+    """Returns the SHA-256 of texts and arrays, by which a cache can know them."""
+    found = hashlib.sha256()
+    for part in content:
+        if isinstance(part, np.ndarray):
+            head = f"{part.dtype} {part.shape}"
+            data = np.ascontiguousarray(part).tobytes()
+        else:
+            head, data = "text", part.encode()
+        found.update(f"{head} {len(data)}\n".encode())
+        found.update(data)
+    return found.hexdigest()
 
 
 def package_folder(module: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import keras
 import numpy as np
 
 from lrdist_keras.encoding import Encoded, evaluation_batches, take
+from lrdist_keras.files import digest, replacing
 from lrdist_keras.models import Encoder
 from lrdist_keras.regularizers import Weights, squared_gradients
 
@@ -23,6 +26,7 @@ _EPOCHS = 10
 _RATE = 1e-3
 _CHUNK = 2  # per-example gradients are as large as the model, each
 _FEATURES = 32  # texts per batch where only features are wanted
+_FORMAT = "1"  # of the cache; part of its keys
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,44 @@ def pretraining_fisher(
     return PretrainingFisher(
         model.fisher(head, chosen, max_length), accuracy, len(chosen)
     )
+
+
+def cached_pretraining_fisher(
+    encoder: Encoder,
+    texts: Encoded,
+    mask_id: int | None,
+    max_length: int,
+    examples: int,
+    cache: str | os.PathLike[str],
+) -> PretrainingFisher:
+    """Estimates the Fisher of masked language modelling once for all runs.
+
+    See `pretraining_fisher`. It is kept in a file of the cache as large as the weights,
+    whose name is a hash of the encoder's weights, the ids of the texts and the numbers.
+
+    Raises:
+        ValueError: If there are fewer than two texts, or the model is not one of masked
+            language modelling.
+        OSError: If the cache cannot be written.
+    """
+    numbers = map(str, (mask_id, max_length, examples))
+    key = digest(_FORMAT, encoder.digest, texts.digest, *numbers)
+    path = Path(cache) / f"fisher-{key}.npz"
+    if not path.is_file():
+        found = pretraining_fisher(encoder, texts, mask_id, max_length, examples)
+        with replacing(path) as file:
+            np.savez(
+                file,
+                *map(np.asarray, found.fisher),
+                accuracy=found.accuracy,
+                examples=found.examples,
+            )
+    with np.load(path) as kept:
+        return PretrainingFisher(
+            [kept[f"arr_{i}"] for i in range(len(encoder.weights))],
+            float(kept["accuracy"]),
+            int(kept["examples"]),
+        )
 
 
 def mask(
@@ -206,7 +248,7 @@ class _MaskedLanguage:
             return optimizer.stateless_apply(state, gradients, head)
 
         size = min(_BATCH, len(targets))
-        for _ in range(_EPOCHS):
+        for _ in _tracked(range(_EPOCHS), "Fitting a head of masked language"):
             order = self.rng.permutation(len(targets))
             for i in range(0, len(order) - size + 1, size):
                 rows = order[i : i + size]
@@ -227,7 +269,8 @@ class _MaskedLanguage:
         """Returns the mean over texts of the squared gradients."""
         weights = [jnp.asarray(w) for w in self.encoder.weights]
         total = [jnp.zeros_like(w) for w in weights]
-        for inputs in self._masked(texts, max_length, _CHUNK):
+        batches = self._masked(texts, max_length, _CHUNK)
+        for inputs in _tracked(batches, "Estimating its Fisher"):
             scale = np.float32(1 / len(texts))
             total = self._fisher_step(total, weights, head, inputs, scale)
         return total
@@ -279,3 +322,11 @@ class _MaskedLanguage:
 
         squares = squared_gradients(log_likelihood, weights, inputs, inputs["weights"])
         return [t + scale * s for t, s in zip(total, squares, strict=True)]
+
+
+def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """Returns the items, and shows a bar with the time that is left."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True), transient=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lrdist_keras import imports
 from lrdist_keras.config import ModelSettings
-from lrdist_keras.files import package_folder
+from lrdist_keras.files import digest, package_folder
 from lrdist_keras.precision import backbone_policy
 from lrdist_keras.transformer import Stack, find_stack
 
@@ -57,6 +57,12 @@ class Encoder:
         are numbered like that. None where it must have them all.
         """
         return 0 if self._stack is not None and not self.state else None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the pretrained model is: its family and its weights."""
+        paths = [v.path for v in self.model.trainable_variables]
+        return digest(self.family, *paths, *self.weights)
 
     @property
     def width(self) -> int:

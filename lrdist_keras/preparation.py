@@ -24,7 +24,10 @@ from lrdist_keras.encoding import (
     uncut_lengths,
 )
 from lrdist_keras.features import FeatureReader
-from lrdist_keras.masked_language import PretrainingFisher, pretraining_fisher
+from lrdist_keras.masked_language import (
+    PretrainingFisher,
+    cached_pretraining_fisher,
+)
 from lrdist_keras.models import find_preset, load_encoder
 from lrdist_keras.precision import resolve_here
 from lrdist_keras.shifts import (
@@ -253,6 +256,7 @@ def arm_fisher(
 
     Raises:
         ValueError: If the text cannot be read, or there is none.
+        OSError: If the cache cannot be written.
     """
     path = Path(configuration.data.dir) / (arm.raw_text or "")
     try:
@@ -276,12 +280,13 @@ def arm_fisher(
         configuration.data.cache,
         path.name,
     )
-    found = pretraining_fisher(
+    found = cached_pretraining_fisher(
         loaded.trainer.encoder,
         encoded,
         tokenizer.mask_id,
         length,
         arm.fisher_examples or 1,
+        configuration.data.cache,
     )
     print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from lrdist_keras.encoding import Encoded
 from lrdist_keras.features import FeatureReader
-from lrdist_keras.files import replacing
+from lrdist_keras.files import digest, replacing
 
 _FORMAT = "1"  # of the cache; part of its keys
 
@@ -162,17 +161,8 @@ def cached_cluster_shift(
     """
     import sklearn
 
-    model = _digest(
-        _FORMAT,
-        reader.encoder.family,
-        *(v.path for v in reader.encoder.model.trainable_variables),
-        *reader.encoder.weights,
-    )
-    cache = Path(cache)
-    keys = [
-        _digest(model, str(data.pad_id), data.ids, data.offsets, data.second)
-        for data in (train, validation)
-    ]
+    cache, model = Path(cache), reader.encoder.digest
+    keys = [digest(_FORMAT, model, data.digest) for data in (train, validation)]
 
     def embeddings(key: str, data: Encoded) -> np.ndarray:
         read = partial(reader.last, reader.encoder.weights, data)
@@ -192,7 +182,7 @@ def cached_cluster_shift(
         return found
 
     what = [*keys, clusters, seed, fit_on_validation, sklearn.__version__]
-    name = _digest(*map(str, what))
+    name = digest(*map(str, what))
     found = _cached(cache / f"clusters-{name}.npy", clusters_of_all)
     return [
         Part(
@@ -295,16 +285,3 @@ def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         with replacing(path) as file:
             np.save(file, array)
     return np.load(path)
-
-
-def _digest(*content: str | np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for part in content:
-        if isinstance(part, np.ndarray):
-            head = f"{part.dtype} {part.shape}"
-            data = np.ascontiguousarray(part).tobytes()
-        else:
-            head, data = "text", part.encode()
-        digest.update(f"{head} {len(data)}\n".encode())
-        digest.update(data)
-    return digest.hexdigest()

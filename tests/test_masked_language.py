@@ -9,6 +9,7 @@ from lrdist_keras.encoding import Encoded, take
 from lrdist_keras.masked_language import (
     PretrainingFisher,
     _MaskedLanguage,
+    cached_pretraining_fisher,
     mask,
     pretraining_fisher,
 )
@@ -137,3 +138,40 @@ def test_a_whole_estimate(encoder):
     assert found.examples == 10 and 0 <= found.accuracy <= 1
     for f, w in zip(found.fisher, encoder.weights, strict=True):
         assert f.shape == w.shape and float(f.min()) >= 0
+
+
+def test_an_estimate_is_made_once(encoder, tmp_path, monkeypatch):
+    few = texts(40)
+    first = cached_pretraining_fisher(encoder, few, MASK, 32, 10, tmp_path)
+    fresh = pretraining_fisher(encoder, few, MASK, 32, 10)
+    monkeypatch.setattr(masked_language, "pretraining_fisher", None)
+    second = cached_pretraining_fisher(encoder, few, MASK, 32, 10, tmp_path)
+    for found in (first, second):
+        assert (found.accuracy, found.examples) == (fresh.accuracy, 10)
+        for a, b in zip(found.fisher, fresh.fisher, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("other", ["weights", "texts", "number", "length", "mask"])
+def test_an_estimate_of_something_else_is_another(
+    encoder, tmp_path, monkeypatch, other
+):
+    few = texts(40)
+    cached_pretraining_fisher(encoder, few, MASK, 32, 10, tmp_path)
+    called = []
+
+    def estimate(*arguments):
+        called.append(arguments)
+        return PretrainingFisher(list(encoder.weights), 0.5, 1)
+
+    monkeypatch.setattr(masked_language, "pretraining_fisher", estimate)
+    changed = replace(encoder, weights=[w + 1 for w in encoder.weights])
+    cached_pretraining_fisher(
+        changed if other == "weights" else encoder,
+        texts(40, seed=1) if other == "texts" else few,
+        3 if other == "mask" else MASK,
+        16 if other == "length" else 32,
+        11 if other == "number" else 10,
+        tmp_path,
+    )
+    assert len(called) == 1
