@@ -23,7 +23,7 @@ Texts = tuple[Sequence[str], ...]
 _FORMAT = "1"  # of the cache; part of its key
 _CHUNK = 4096  # texts that are tokenised at a time
 _LONG_CHUNK = 64  # the same where they are long: KerasHub pads them all to the limit
-_SMALLEST_BUCKET = 16
+_SMALLEST_BUCKET = 8
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,16 @@ def uncut_lengths(
 
 
 def buckets(max_length: int) -> list[int]:
-    """Returns the row lengths that are used: 16, 32, 48, 64, 96, … and `max_length`.
+    """Returns the lengths of rows: 8, 16, 24, …, 64, 80, …, 128, 160, …, `max_length`.
 
-    Powers of two, and from 32 on the means of two of them: a row is filled up by a
-    third at most, by a sixth on average, with few shapes to compile.
+    Steps of 8, and from 64 on quarters of the power of two below: with few shapes to
+    compile, a row of more than 32 tokens is filled up by a fifth at most.
     """
-    powers = [_SMALLEST_BUCKET << i for i in range(max_length.bit_length())]
-    between = [3 * power // 2 for power in powers[1:]]
-    return [*sorted(x for x in powers + between if x < max_length), max_length]
+    lengths = [_SMALLEST_BUCKET]
+    while lengths[-1] < max_length:
+        quarter = 1 << lengths[-1].bit_length() - 3
+        lengths.append(lengths[-1] + max(_SMALLEST_BUCKET, quarter))
+    return [*lengths[:-1], max_length]
 
 
 def training_steps(

@@ -131,7 +131,9 @@ def test_a_chief_that_is_killed_and_started_again(tmp_path, node):
 
 
 def test_a_mistake_in_the_program_ends_chief_and_workers(tmp_path, node):
-    chief, slow, mistaken = node("chief"), node("slow"), node("mistaken")
+    chief, slow = node("chief"), node("slow")
+    wait_for(lambda: "trial" in (tmp_path / "slow.txt").read_text())
+    mistaken = node("mistaken")
     for process in (mistaken, chief, slow):
         assert process.wait(120) == 1
     for role, error in (

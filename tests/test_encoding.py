@@ -176,9 +176,15 @@ def test_take_is_the_same_examples():
 
 
 def test_buckets():
-    assert encoding.buckets(128) == [16, 32, 48, 64, 96, 128]
-    assert encoding.buckets(100) == [16, 32, 48, 64, 96, 100]
-    assert encoding.buckets(16) == [16]
+    short = [8, 16, 24, 32, 40, 48, 56, 64]
+    assert encoding.buckets(200) == [*short, 80, 96, 112, 128, 160, 192, 200]
+    assert encoding.buckets(64) == short
+    assert encoding.buckets(63) == [*short[:-1], 63]
+    assert encoding.buckets(5) == [5]
+    bounds = np.array(encoding.buckets(512))
+    lengths = np.arange(33, 513)
+    padded = bounds[np.searchsorted(bounds, lengths)]
+    assert ((padded - lengths) / padded).max() < 0.2
 
 
 def test_an_epoch_has_every_example_once_and_little_padding():
@@ -205,8 +211,8 @@ def test_without_a_generator_batches_are_consecutive_rows_of_the_length_they_nee
     assert np.concatenate([r for _, r in batches]).tolist() == [*range(333), *[-1] * 3]
     for i, (length, _) in enumerate(batches):
         longest = lengths[16 * i : 16 * (i + 1)].max()
-        assert length == next(n for n in (32, 64, 128) if n >= longest)
-    sizes = [len(call.indices) for call in plan if call.length == 32]
+        assert length == next(n for n in encoding.buckets(128) if n >= longest)
+    sizes = [len(call.indices) for call in plan if call.length == 24]
     assert sizes == [4, 2] and max(len(call.indices) for call in plan) == 4
 
 

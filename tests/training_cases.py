@@ -6,7 +6,7 @@ from lrdist_keras.encoding import Encoded
 from lrdist_keras.training import TaskData
 
 
-def data(seed, count=36, classes=2, shortest=17, longest=30, vocabulary=30):
+def data(seed, count=36, classes=2, shortest=25, longest=33, vocabulary=30):
     """Random ids whose label is told by the part of the vocabulary they are from."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(shortest, longest, count)
