@@ -7,6 +7,8 @@ on all weights in float32, no dropout, the same rows of MRPC padded to one lengt
 side is a process of its own; blocks of steps are run in turn while the others wait, and
 the ratio of medians is taken over all blocks. `minilm` trains real weights; those of
 `base`, BERT-base, are drawn. PyTorch runs transformers' BertForSequenceClassification.
+Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
+it where their name says so.
 Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`).
 """
 
@@ -217,12 +219,25 @@ def pytorch(
 SIDES: dict[str, Callable[..., Callable[[], None]]] = {
     "ours, float32": lambda g, b: ours(g, b, "float32"),
     "ours, bfloat16": lambda g, b: ours(g, b, "bfloat16"),
+    "ours, float32, 4 KiB pages": lambda g, b: ours(g, b, "float32"),
     "Keras fit, float32": keras_fit,
+    "Keras fit, float32, 2 MiB pages": keras_fit,
     "PyTorch, float32": lambda g, b: pytorch(g, b, False, False),
+    "PyTorch, float32, 2 MiB pages": lambda g, b: pytorch(g, b, False, False),
     "PyTorch, autocast": lambda g, b: pytorch(g, b, True, False),
     "PyTorch, compiled": lambda g, b: pytorch(g, b, False, True),
     "PyTorch, compiled autocast": lambda g, b: pytorch(g, b, True, True),
 }
+
+
+def environment(side: str) -> dict[str, str]:
+    """Returns that of a side's process."""
+    found = dict(os.environ)
+    found.pop("GLIBC_TUNABLES", None)
+    large = side.startswith("ours") and not side.endswith("4 KiB pages")
+    if large or side.endswith("2 MiB pages"):
+        found["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    return found
 
 
 def serve(side: str, geometry: dict[str, int], batches: str) -> None:
@@ -260,6 +275,7 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env=environment(side),
             )
             # One after the other, or they would warm up at each other's cost.
             if processes[side].stdout.readline() != "ready\n":

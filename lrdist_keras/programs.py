@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,9 +26,11 @@ from lrdist_keras.strategies import Terms, negative_log_likelihood
 
 Classes = tuple[int, ...]
 
+_COMPILERS = min(8, os.cpu_count() or 1)  # programs compiled at a time
+
 
 class Programs:
-    """Compiles each program at its first use.
+    """Compiles each program once: at its first use, or before it in the background.
 
     There is one per (kind, classes of the active heads, bucket, rows of the token
     embeddings that are held): learning rates, the
@@ -52,9 +56,11 @@ class Programs:
         self.settings = settings
         self.groups = groups
         self._softmax_first = "softmax_before_loss" in compat
-        self.seconds = 0.0
+        self.seconds = 0.0  # that the calling thread traced or waited
         self.compilations = 0
         self._compiled: dict[tuple, Callable[..., Any]] = {}
+        self._coming: dict[tuple, Future[Callable[..., Any]]] = {}
+        self._compilers = ThreadPoolExecutor(_COMPILERS)
         self._optimizers: dict[tuple[Classes, int | None], LayerwiseOptimizer] = {}
 
     def evaluate(self, classes: Classes, values: list, inputs: dict) -> Any:
@@ -63,7 +69,11 @@ class Programs:
         Of shape [batch, classes] and [batch, width].
         """
         arguments = (values, self.encoder.state, inputs)
-        return self._program("evaluate", classes, inputs, arguments)(*arguments)
+        return self._program("evaluate", classes, None, arguments)(*arguments)
+
+    def begin_evaluate(self, classes: Classes, values: list, inputs: dict) -> None:
+        """Begins to compile what `evaluate` runs with such arguments."""
+        self._begin("evaluate", classes, None, (values, self.encoder.state, inputs))
 
     def fisher(
         self,
@@ -87,7 +97,19 @@ class Programs:
             scale: A factor.
         """
         arguments = (total, values, inputs, np.int32(steps), np.float32(scale))
-        return self._program("fisher", classes, inputs, arguments, rows)(*arguments)
+        return self._program("fisher", classes, rows, arguments)(*arguments)
+
+    def begin_fisher(
+        self,
+        classes: Classes,
+        rows: int | None,
+        total: list,
+        values: list,
+        inputs: dict,
+    ) -> None:
+        """Begins to compile what `fisher` runs with such arguments."""
+        arguments = (total, values, inputs, np.int32(0), np.float32(0))
+        self._begin("fisher", classes, rows, arguments)
 
     def training(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
@@ -104,7 +126,13 @@ class Programs:
                 of them to do, steps done before, steps in all, largest learning rate,
                 and `Terms`. It returns the first three, and the last loss.
         """
-        return self._program(kind, classes, arguments[3], arguments, rows)
+        return self._program(kind, classes, rows, arguments)
+
+    def begin_training(
+        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
+    ) -> None:
+        """Begins to compile what `training` returns for such arguments."""
+        self._begin(kind, classes, rows, arguments)
 
     def optimizer_state(
         self, classes: Classes, rows: int | None, multipliers: Mapping[str, float]
@@ -123,23 +151,43 @@ class Programs:
         moments = [(index[id(m)], index[id(v)]) for m, v in pairs]
         return Places(index[id(inner.iterations)], moments)
 
+    def cancel(self) -> None:
+        """Gives up what is not yet being compiled."""
+        for key, coming in list(self._coming.items()):
+            if coming.cancel():
+                del self._coming[key]
+                self.compilations -= 1
+
     def _program(
-        self,
-        kind: str,
-        classes: Classes,
-        inputs: dict,
-        arguments: tuple,
-        rows: int | None = None,
+        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
     ) -> Callable[..., Any]:
-        key = (kind, classes, rows, inputs["token_ids"].shape)
+        key = self._key(kind, classes, rows, arguments)
         if key not in self._compiled:
+            self._begin(kind, classes, rows, arguments)
             start = time.perf_counter()
-            shape = inputs["token_ids"].shape
-            function = self.jitted(kind, classes, shape, rows)
-            self._compiled[key] = function.lower(*arguments).compile()
+            self._compiled[key] = self._coming.pop(key).result()
+            self.seconds += time.perf_counter() - start
+        return self._compiled[key]
+
+    def _begin(
+        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
+    ) -> None:
+        """Traces a program here, and has other threads compile it."""
+        key = self._key(kind, classes, rows, arguments)
+        if key not in self._compiled and key not in self._coming:
+            start = time.perf_counter()
+            *_, shape = key
+            lowered = self.jitted(kind, classes, shape, rows).lower(*arguments)
+            self._coming[key] = self._compilers.submit(lowered.compile)
             self.seconds += time.perf_counter() - start
             self.compilations += 1
-        return self._compiled[key]
+
+    @staticmethod
+    def _key(
+        kind: str, classes: Classes, rows: int | None, arguments: tuple
+    ) -> tuple[str, Classes, int | None, tuple[int, ...]]:
+        (inputs,) = (x for x in arguments if isinstance(x, dict))
+        return kind, classes, rows, inputs["token_ids"].shape
 
     def jitted(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from lrdist_keras.config import ArmSettings, Fault, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.encoding import (
     Encoded,
+    Steps,
     evaluation_batches,
     evaluation_steps,
     filled,
@@ -103,7 +106,8 @@ class Run:
             task after its own training and after the last one.
         seconds: Wall-clock time of the run.
         training_seconds: Time in training steps, compilation apart.
-        compile_seconds: Time in compilation.
+        compile_seconds: Time in which it traced programs and waited for their
+            compilation, which goes on in the background meanwhile.
         examples_per_second: Training examples over `training_seconds`.
         compilations: Programs compiled in this run.
     """
@@ -393,6 +397,14 @@ class SequentialTrainer:
 
     def _run(self, course: _Course, after_task: AfterTask) -> Run:
         """The loop over the tasks."""
+        try:
+            return self._follow(course, after_task)
+        except BaseException:
+            # Or the process would not end before all of it is compiled.
+            self.programs.cancel()
+            raise
+
+    def _follow(self, course: _Course, after_task: AfterTask) -> Run:
         self._clock = clock = _Clock()
         compiling, compilations = self.programs.seconds, self.programs.compilations
         tasks, strategy = course.tasks, course.arm.strategy
@@ -574,28 +586,41 @@ class SequentialTrainer:
             )
             for _ in range(task.epochs)
         )
+
+        def arguments(indices: np.ndarray, length: int) -> tuple:
+            return (
+                [*weights, *(w for j in stage.active for w in course.heads[j])],
+                course.state,
+                optimizer_state,
+                train.arrays(filled(indices, settings.steps_per_call), length),
+                np.int32(len(indices)),
+                np.float32(done),
+                np.float32(total),
+                np.float32(stage.rates.reference_rate),
+                terms,
+            )
+
         done = 0
-        for call in (call for calls in epochs for call in calls):
+        first = next(epochs, [])
+        nothing = np.zeros((0, settings.batch_size), int)
+        # The batches of the other epochs are of the same lengths.
+        for length in _lengths(first, total):
+            given = arguments(nothing, length)
+            self.programs.begin_training(stage.kind, classes, rows, given)
+        for j in range(i + 1):
+            self._begin_evaluation(course.tasks[j].validation, course, j)
+        for j in earlier:
+            self._begin_evaluation(course.samples[j], course, j)
+        for call in itertools.chain(first, itertools.chain.from_iterable(epochs)):
             batches = call.indices
             while len(batches) and done < total:
                 stop(done)
                 ends = [s - done for s in samples | averages if s > done]
                 steps = min([len(batches), total - done, *ends])
-                indices = filled(batches[:steps], settings.steps_per_call)
-                arguments = (
-                    [*weights, *(w for j in stage.active for w in course.heads[j])],
-                    course.state,
-                    optimizer_state,
-                    train.arrays(indices, call.length),
-                    np.int32(steps),
-                    np.float32(done),
-                    np.float32(total),
-                    np.float32(stage.rates.reference_rate),
-                    terms,
-                )
-                program = self.programs.training(stage.kind, classes, rows, arguments)
+                given = arguments(batches[:steps], call.length)
+                program = self.programs.training(stage.kind, classes, rows, given)
                 start = time.perf_counter()
-                values, course.state, optimizer_state, loss = program(*arguments)
+                values, course.state, optimizer_state, loss = program(*given)
                 jax.block_until_ready(loss)
                 self._clock.training += time.perf_counter() - start
                 self._clock.trained += int((batches[:steps] >= 0).sum())
@@ -638,6 +663,18 @@ class SequentialTrainer:
             for array, part in zip((logits, features), found, strict=True):
                 array[batch.indices[real]] = np.asarray(part)[real]
         return logits, features
+
+    def _begin_evaluation(self, data: Encoded, course: _Course, j: int) -> None:
+        """Begins to compile what an evaluation of task j on these examples needs."""
+        head, settings = course.heads[j], self.settings
+        longest, count = settings.max_length, settings.evaluation_batch_size
+        nothing = np.full(count, -1)
+        for length in _lengths(evaluation_steps(data, longest, count, 1)):
+            self.programs.begin_evaluate(
+                (len(head[1]),),
+                [*course.weights, *head],
+                data.arrays(nothing, length),
+            )
 
     def _logits(self, data: Encoded, course: _Course, j: int) -> np.ndarray:
         return self.evaluate(data, course.weights, course.heads[j])
@@ -696,9 +733,14 @@ class SequentialTrainer:
         values, classes = [*held, *head], (len(head[1]),)
         total = [jnp.zeros_like(w) for w in held]
         settings, count = self.settings, self.settings.steps_per_call
-        for call in evaluation_steps(
-            examples, settings.max_length, _FISHER_CHUNK, count
-        ):
+        calls = list(
+            evaluation_steps(examples, settings.max_length, _FISHER_CHUNK, count)
+        )
+        nothing = np.full((count, _FISHER_CHUNK), -1)
+        for length in _lengths(calls):
+            inputs = examples.arrays(nothing, length)
+            self.programs.begin_fisher(classes, rows, total, values, inputs)
+        for call in calls:
             inputs = examples.arrays(filled(call.indices, count), call.length)
             steps, scale = len(call.indices), 1 / len(data)
             total = self.programs.fisher(
@@ -735,6 +777,16 @@ def training_subset(task: TaskData, seed: int, i: int) -> Encoded:
     labels = task.train.labels
     rng = _rng(seed, _SUBSET, i)
     return take(task.train, stratified(labels, task.train_examples, rng))
+
+
+def _lengths(calls: Iterable[Steps], steps: float = math.inf) -> list[int]:
+    """Returns the lengths of the first so many batches, in the order of their use."""
+    found: dict[int, None] = {}
+    for call in calls:
+        if steps > 0:
+            found[call.length] = None
+        steps -= len(call.indices)
+    return list(found)
 
 
 def _rng(seed: int, purpose: int, task: int) -> np.random.Generator:

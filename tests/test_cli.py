@@ -34,6 +34,29 @@ def refused(*arguments, prefix=()):
     return lines[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.arena_max=2"])
+def test_large_pages_are_asked_for_unless_something_else_is(own):
+    script = (
+        "import os, sys; print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:]); "
+        "from lrdist_keras.cli import main; main()"
+    )
+    environment = dict(os.environ)
+    environment.pop("GLIBC_TUNABLES", None)
+    if own is not None:
+        environment["GLIBC_TUNABLES"] = own
+    result = subprocess.run(
+        [sys.executable, "-u", "-W", "error", "-c", script, "compare", "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.returncode == 0 and "CONFIG" in result.stdout
+    started = [x for x in result.stdout.splitlines() if x.endswith("--help']")]
+    expected = ["None", "glibc.malloc.hugetlb=1"] if own is None else [own]
+    assert started == [f"{x} ['compare', '--help']" for x in expected]
+
+
 @pytest.fixture
 def config(tmp_path, toml):
     path = tmp_path / "small.toml"

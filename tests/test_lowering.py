@@ -46,17 +46,20 @@ class Lowering(Programs):
 
     lowered: set = set()
 
-    def _program(self, kind, classes, inputs, arguments, rows=None):
+    def _begin(self, *program):
+        pass
+
+    def _program(self, kind, classes, rows, arguments):
         # The first of a kind stands for its buckets and heads.
         key = (kind, len(self.encoder.weights))
         if key not in self.lowered:
-            shape = inputs["token_ids"].shape
+            shape = self._key(kind, classes, rows, arguments)[-1]
             lower(self.jitted(kind, classes, shape, rows), *arguments)
             self.lowered.add(key)
         if kind == "evaluate":
-            rows = len(inputs["labels"])
-            features = np.zeros((rows, self.encoder.width), np.float32)
-            logits = np.zeros((rows, *classes), np.float32)
+            examples = len(arguments[2]["labels"])
+            features = np.zeros((examples, self.encoder.width), np.float32)
+            logits = np.zeros((examples, *classes), np.float32)
             return lambda *arguments: (logits, features)
         if kind == "fisher":
             return lambda *arguments: arguments[0]

@@ -10,6 +10,7 @@ from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
 from lrdist_keras.encoding import take
 from lrdist_keras.models import load_encoder
+from lrdist_keras.programs import Programs
 from lrdist_keras.training import SequentialTrainer, TaskData
 
 PLAIN = ArmSettings(name="plain", rate=1e-3)
@@ -164,6 +165,45 @@ def test_one_program_per_kind_head_and_bucket(encoder):
     assert fresh.run(tasks[:2], shaped, EWC, 3).compilations == 2
     stronger = EWC.model_copy(update={"strength": 7.0})
     assert fresh.run(tasks[:2], shaped, stronger, 4).compilations == 0
+
+
+def test_programs_are_begun_before_the_first_step(encoder, monkeypatch):
+    settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
+    fresh = SequentialTrainer(encoder, settings)
+    begun = []
+    training_program = Programs.training
+
+    def training(self, *arguments):
+        begun.append({*self._compiled, *self._coming})
+        return training_program(self, *arguments)
+
+    monkeypatch.setattr(Programs, "training", training)
+    mixed = {"train": data(0, 60, shortest=9), "validation": data(1, 60, shortest=17)}
+    run = fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0)
+    assert begun[0] == set(fresh.programs._compiled) and not fresh.programs._coming
+    lengths = {(key[0], key[-1][-1]) for key in begun[0]}
+    assert lengths == {("plain", n) for n in (16, 24, 32)} | {
+        ("evaluate", n) for n in (24, 32)
+    }
+    assert run.compilations == 5
+
+
+def test_a_run_that_ends_early_waits_for_no_more_programs(encoder):
+    settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
+    fresh = SequentialTrainer(encoder, settings)
+    mixed = {"train": data(0, 90, shortest=1), "validation": data(1, 90, shortest=1)}
+
+    def stop(steps):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0, stop)
+    programs = fresh.programs
+    assert all(x.running() or x.done() for x in programs._coming.values())
+    assert programs.compilations == len(programs._compiled) + len(programs._coming)
+    again = fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0)
+    assert programs.compilations == len(programs._compiled) and not programs._coming
+    assert np.isfinite(again.accuracy).all()
 
 
 def test_ewc_of_strength_zero_equals_flat_bit_for_bit(trainer):
