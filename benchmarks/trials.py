@@ -8,8 +8,8 @@ backbone, `fit` compiles and fits one task after the other, texts padded to 128 
 as KerasHub's preprocessing does. It goes on from the weights of a promoted trial, ours
 trains it again. Compilations are counted by JAX's own events. Each side is a process of
 its own, one after the other: ours once with an empty cache of programs, and once with
-what that left. Like `lrdist` ours has memory in pages of 2 MiB; so has a second run of
-the stock tuner. Needs prepared TFDS data in FOLDER.
+what that left, and as under `lrdist` with memory in pages of 2 MiB (what those bring
+either side, `step.py` tells). Needs prepared TFDS data in FOLDER.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mr
 RESULT = Path(__file__).parent / "results" / "trials.json"
 SIDES = {
     "stock": "stock",
-    "stock, 2 MiB pages": "stock",
     "ours": "ours",
     "ours, second start": "ours",
 }
