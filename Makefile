@@ -18,7 +18,7 @@ quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 # The optimizer under every backend of Keras; only this needs PyTorch and TensorBoard.
 test-backends: $(VENV)/torch.stamp

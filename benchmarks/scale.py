@@ -35,11 +35,11 @@ RATE = 5e-5
 
 
 def epoch(data: str, examples: int) -> dict[str, Any]:
-    """Trains one epoch on real rows, after a short one that compiles."""
+    """Trains one epoch on real rows, after one with a batch of every length."""
     from lrdist_keras import preparation
     from lrdist_keras.config import ArmSettings, load
     from lrdist_keras.distribution import flat
-    from lrdist_keras.encoding import take
+    from lrdist_keras.encoding import buckets, take
 
     configuration = load(
         Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml",
@@ -50,7 +50,12 @@ def epoch(data: str, examples: int) -> dict[str, Any]:
     few = take(task.validation, np.arange(16))
     task = replace(task, validation=few, train_examples=examples)
     arm, rates = ArmSettings(name="flat", rate=RATE), flat(RATE, trainer.scheme)
-    trainer.run([task], rates, arm, 0, budget=300 / examples)
+    bounds = buckets(configuration.training.max_length)
+    bucket_of = np.searchsorted(bounds, task.train.lengths)
+    batch = configuration.training.batch_size
+    chosen = [np.flatnonzero(bucket_of == i)[:batch] for i in range(len(bounds))]
+    each = take(task.train, np.concatenate(chosen))
+    trainer.run([replace(task, train=each, train_examples=None)], rates, arm, 0)
     start = time.perf_counter()
     run = trainer.run([task], rates, arm, 0)
     return {

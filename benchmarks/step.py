@@ -92,16 +92,21 @@ def preset(geometry: dict[str, int]) -> str:
     return folder
 
 
-def ours(
+def job(
     geometry: dict[str, int], batches: dict[str, np.ndarray], precision: str
-) -> Callable[[], None]:
+) -> tuple[Any, int | None, list[Any], dict[str, np.ndarray]]:
+    """Returns what our training program needs.
+
+    The trainer, the rows of the token embeddings that are held, the weights, the states
+    of model and optimizer, and the batches.
+    """
     import jax
 
     from lrdist_keras.config import TrainingSettings
     from lrdist_keras.distribution import flat
     from lrdist_keras.encoding import Encoded
     from lrdist_keras.models import load_encoder, new_head
-    from lrdist_keras.strategies import Terms, TrainingSet
+    from lrdist_keras.strategies import TrainingSet
     from lrdist_keras.training import SequentialTrainer
     from lrdist_keras.vocabulary import room, used_rows, used_tokens
 
@@ -137,6 +142,17 @@ def ours(
         [jax.numpy.array(s) for s in encoder.state],
         trainer.programs.optimizer_state((2,), held, rates.multipliers),
     ]
+    return trainer, held, carried, inputs
+
+
+def ours(
+    geometry: dict[str, int], batches: dict[str, np.ndarray], precision: str
+) -> Callable[[], None]:
+    import jax
+
+    from lrdist_keras.strategies import Terms
+
+    trainer, held, carried, inputs = job(geometry, batches, precision)
 
     def block() -> None:
         numbers = (np.float32(100), np.float32(1e6), np.float32(RATE))

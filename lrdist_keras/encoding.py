@@ -24,6 +24,7 @@ _FORMAT = "1"  # of the cache; part of its key
 _CHUNK = 4096  # texts that are tokenised at a time
 _LONG_CHUNK = 64  # the same where they are long: KerasHub pads them all to the limit
 _SMALLEST_BUCKET = 8
+_WORTH_A_PROGRAM = 3  # batches; a longer row costs less than compiling one more
 
 
 @dataclass(frozen=True)
@@ -235,9 +236,9 @@ def training_steps(
 ) -> list[Steps]:
     """Plans one epoch: every example once, in random batches of similar length.
 
-    What does not fill a batch of its bucket moves on to the next longer one, so that at
-    most one batch of the epoch is filled up with padding. The number of batches depends
-    on the lengths alone, not on the draw.
+    What does not fill a batch of its bucket, or a bucket with less than three batches,
+    moves on to the next longer one, so that at most one batch of the epoch is filled up
+    with padding. The number of batches depends on the lengths alone, not on the draw.
 
     Args:
         encoded: The examples.
@@ -319,6 +320,8 @@ def _batches(
         waiting = np.concatenate([waiting, order[bucket_of == bucket]])
         longest = bucket == len(bounds) - 1 or not (bucket_of > bucket).any()
         full = len(waiting) // batch_size * batch_size
+        if full < _WORTH_A_PROGRAM * batch_size and not longest:
+            continue
         rows, waiting = waiting[:full], waiting[full:]
         if longest and len(waiting):
             rows = np.concatenate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,52 +96,55 @@ class Stack:
         count = len(_LAYER)
         for i in range(self.layers):
             layer = rest[i * count : (i + 1) * count]
-            tokens = self._layer(layer, tokens, mask, i == self.layers - 1)
+            tokens = _layer(self, layer, tokens, mask, i == self.layers - 1)
         return tokens
 
-    def _layer(
-        self, weights: Sequence[Any], tokens: Any, mask: Any, first_only: bool
-    ) -> Any:
-        """One post-norm layer (arXiv 1706.03762, section 3.1) on [tokens, width]."""
-        (batch, *_, length), width = mask.shape, tokens.shape[-1]
-        dtype = tokens.dtype
-        query, query_bias, key, key_bias, value, value_bias = (
-            w.reshape(*w.shape[: w.ndim - 2], width) for w in weights[:6]
-        )
-        output, output_bias = weights[6].reshape(width, width), weights[7]
-        norm_1, norm_2 = weights[8:10], weights[10:12]
-        inner, inner_bias, outer, outer_bias = weights[12:]
 
-        def dense(x: Any, kernels: list, biases: list) -> Any:
-            kernel = jnp.concatenate(kernels, axis=1).astype(dtype)
-            return x @ kernel + jnp.concatenate(biases).astype(dtype)
+# Layers of one shape are traced once.
+@partial(jax.jit, static_argnames=("stack", "first_only"))
+def _layer(
+    stack: Stack, weights: Sequence[Any], tokens: Any, mask: Any, first_only: bool
+) -> Any:
+    """One post-norm layer (arXiv 1706.03762, section 3.1) on [tokens, width]."""
+    (batch, *_, length), width = mask.shape, tokens.shape[-1]
+    dtype = tokens.dtype
+    query, query_bias, key, key_bias, value, value_bias = (
+        w.reshape(*w.shape[: w.ndim - 2], width) for w in weights[:6]
+    )
+    output, output_bias = weights[6].reshape(width, width), weights[7]
+    norm_1, norm_2 = weights[8:10], weights[10:12]
+    inner, inner_bias, outer, outer_bias = weights[12:]
 
-        def by_head(x: Any) -> list:
-            split = x.reshape(batch, -1, x.shape[-1] // width, self.heads, size)
-            return list(split.transpose(2, 0, 3, 1, 4))
+    def dense(x: Any, kernels: list, biases: list) -> Any:
+        kernel = jnp.concatenate(kernels, axis=1).astype(dtype)
+        return x @ kernel + jnp.concatenate(biases).astype(dtype)
 
-        size = width // self.heads
-        if first_only:
-            keys, values = by_head(dense(tokens, [key, value], [key_bias, value_bias]))
-            tokens = tokens.reshape(batch, length, width)[:, 0]
-            (queries,) = by_head(dense(tokens, [query], [query_bias]))
-        else:
-            kernels, biases = [query, key, value], [query_bias, key_bias, value_bias]
-            queries, keys, values = by_head(dense(tokens, kernels, biases))
-        scores = jnp.einsum(
-            "bnth,bnsh->bnts",
-            queries * size**-0.5,
-            keys,
-            preferred_element_type=jnp.float32,
-        )
-        attention = jax.nn.softmax(scores + mask).astype(dtype)
-        mixed = jnp.einsum("bnts,bnsh->bnth", attention, values)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(-1, width)
-        tokens = tokens + dense(mixed, [output], [output_bias])
-        tokens = _norm(tokens, norm_1, self.epsilon)
-        hidden = self.activation(dense(tokens, [inner], [inner_bias]))
-        tokens = tokens + dense(hidden, [outer], [outer_bias])
-        return _norm(tokens, norm_2, self.epsilon)
+    def by_head(x: Any) -> list:
+        split = x.reshape(batch, -1, x.shape[-1] // width, stack.heads, size)
+        return list(split.transpose(2, 0, 3, 1, 4))
+
+    size = width // stack.heads
+    if first_only:
+        keys, values = by_head(dense(tokens, [key, value], [key_bias, value_bias]))
+        tokens = tokens.reshape(batch, length, width)[:, 0]
+        (queries,) = by_head(dense(tokens, [query], [query_bias]))
+    else:
+        kernels, biases = [query, key, value], [query_bias, key_bias, value_bias]
+        queries, keys, values = by_head(dense(tokens, kernels, biases))
+    scores = jnp.einsum(
+        "bnth,bnsh->bnts",
+        queries * size**-0.5,
+        keys,
+        preferred_element_type=jnp.float32,
+    )
+    attention = jax.nn.softmax(scores + mask).astype(dtype)
+    mixed = jnp.einsum("bnts,bnsh->bnth", attention, values)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(-1, width)
+    tokens = tokens + dense(mixed, [output], [output_bias])
+    tokens = _norm(tokens, norm_1, stack.epsilon)
+    hidden = stack.activation(dense(tokens, [inner], [inner_bias]))
+    tokens = tokens + dense(hidden, [outer], [outer_bias])
+    return _norm(tokens, norm_2, stack.epsilon)
 
 
 def _norm(x: Any, weights: Sequence[Any], epsilon: float) -> Any:

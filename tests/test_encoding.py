@@ -203,6 +203,17 @@ def test_an_epoch_has_every_example_once_and_little_padding():
     assert row_tokens < 0.75 * 333 * 128
 
 
+def test_a_length_of_few_batches_is_left_out():
+    counts = {8: 2 * 16 + 15, 16: 16, 24: 3 * 16, 32: 20, 40: 5}
+    lengths = np.repeat(list(counts), list(counts.values()))
+    rng = np.random.default_rng(0)
+    plan = encoding.training_steps(encoded_of(lengths), 64, 16, 8, rng)
+    batches = {call.length: len(call.indices) for call in plan}
+    # Those of 8 move to 16 and fill three batches; 15 rows move on, in the end to 40.
+    assert batches == {16: 3, 24: 3, 40: 3}
+    assert sum(batches.values()) == -(-len(lengths) // 16)
+
+
 def test_without_a_generator_batches_are_consecutive_rows_of_the_length_they_need():
     lengths = np.random.default_rng(0).integers(3, 129, 333)
     lengths[48:144] = 20  # six batches of the shortest bucket

@@ -178,7 +178,7 @@ def test_programs_are_begun_before_the_first_step(encoder, monkeypatch):
         return training_program(self, *arguments)
 
     monkeypatch.setattr(Programs, "training", training)
-    mixed = {"train": data(0, 60, shortest=9), "validation": data(1, 60, shortest=17)}
+    mixed = {"train": data(0, 120, shortest=9), "validation": data(1, 60, shortest=17)}
     run = fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0)
     assert begun[0] == set(fresh.programs._compiled) and not fresh.programs._coming
     lengths = {(key[0], key[-1][-1]) for key in begun[0]}

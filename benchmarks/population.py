@@ -1,0 +1,98 @@
+"""Several runs in one program, by `vmap`, against the same runs one after the other.
+
+    python benchmarks/population.py --data FOLDER [--sizes 2 4] [--rounds 8]
+
+A training step of MiniLM on the same batches of MRPC for so many vectors of learning
+rates: weights and states get a leading axis, the program is `jax.vmap` of ours. In
+turn, in one process; at the end the weights of both are compared. Needs prepared TFDS
+data in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from saving import save
+from step import GEOMETRIES, RATE, RESULTS, job, rows
+
+from lrdist_keras.distribution import kenneweg2022
+from lrdist_keras.precision import in_precision, resolve_here
+from lrdist_keras.strategies import Terms
+
+GEOMETRY = GEOMETRIES["minilm"] | {"batch": 16, "steps": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=8)
+    given = parser.parse_args()
+    precision = resolve_here("auto")
+    batches = rows(given.data, GEOMETRY)
+    trainer, held, carried, inputs = job(GEOMETRY, batches, precision)
+    programs = trainer.programs
+    shaped = kenneweg2022().resample(trainer.scheme)
+    numbers = [np.float32(x) for x in (0, 1e6, RATE)]
+    steps = np.int32(GEOMETRY["steps"])
+    call = in_precision(programs._training_call("plain", (2,), held), precision)
+    one = jax.jit(call, donate_argnums=(0, 1, 2))
+    many = jax.jit(
+        jax.vmap(call, in_axes=(0, 0, 0, *6 * [None])), donate_argnums=(0, 1, 2)
+    )
+
+    def member(share: float) -> list[Any]:
+        rates = {k: v**share for k, v in shaped.multipliers.items()}
+        optimizer_state = programs.optimizer_state((2,), held, rates)
+        return [*jax.tree.map(lambda x: x.copy(), carried[:2]), optimizer_state]
+
+    def timed(program: Any, states: list[Any]) -> float:
+        start = time.perf_counter()
+        *states[:], loss = program(*states, inputs, steps, *numbers, Terms())
+        jax.block_until_ready((states, loss))
+        return time.perf_counter() - start
+
+    table = Table("runs", "in turn, ms a step", "together, ms a step", "ratio")
+    result = []
+    for size in given.sizes:
+        members = [member(i / size) for i in range(size)]
+        stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *members)
+        seconds = []
+        for _ in range(given.rounds + 1):
+            alone = sum(timed(one, states) for states in members)
+            seconds.append((alone, timed(many, stacked)))
+        difference = max(
+            float(np.abs(np.asarray(a[i]) - np.asarray(b)).max())
+            for i, states in enumerate(members)
+            for a, b in zip(stacked[0], states[0], strict=True)
+        )
+        alone, together = np.median(np.array(seconds[1:]), axis=0) / float(steps)
+        result.append(
+            {
+                "runs": size,
+                "seconds_in_turn": alone,
+                "seconds_together": together,
+                "largest_difference_of_a_weight": difference,
+            }
+        )
+        table.add_row(
+            str(size),
+            f"{1e3 * alone:.0f}",
+            f"{1e3 * together:.0f}",
+            f"{alone / together:.2f}",
+        )
+    Console().print(table)
+    save(RESULTS / "population.json", {"geometry": GEOMETRY, "sizes": result})
+
+
+if __name__ == "__main__":
+    main()
