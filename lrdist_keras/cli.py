@@ -41,9 +41,17 @@ def _take_large_pages() -> None:
     setting only when a process starts; one that is there already is left as it is.
     """
     name = "GLIBC_TUNABLES"
-    if sys.platform == "linux" and sys.executable and name not in os.environ:
+    # Of what came from standard input nothing is left to read again.
+    again = [sys.executable, *sys.orig_argv[1:]]
+    repeatable = sys.argv[0] not in ("", "-") and sys.executable
+    if sys.platform == "linux" and repeatable and name not in os.environ:
         os.environ[name] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            os.execv(sys.executable, again)
+        except OSError:  # it goes without
+            del os.environ[name]
 
 
 @app.command()

@@ -329,4 +329,6 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(items, what, console=console, transient=True, disable=hidden)

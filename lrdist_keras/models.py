@@ -60,9 +60,10 @@ class Encoder:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the pretrained model is: its family and its weights."""
+        """SHA-256 of the pretrained model: its family, its weights, how it computes."""
         paths = [v.path for v in self.model.trainable_variables]
-        return digest(self.family, *paths, *self.weights)
+        dtypes = [layer.compute_dtype for layer in self.model.layers]
+        return digest(self.family, self.precision, *dtypes, *paths, *self.weights)
 
     @property
     def width(self) -> int:

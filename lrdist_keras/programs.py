@@ -26,7 +26,12 @@ from lrdist_keras.strategies import Terms, negative_log_likelihood
 
 Classes = tuple[int, ...]
 
-_COMPILERS = min(8, os.cpu_count() or 1)  # programs compiled at a time
+_CORES = (
+    len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count() or 1
+)
+_COMPILERS = min(8, _CORES)  # programs compiled at a time
 
 
 class Programs:
@@ -152,11 +157,10 @@ class Programs:
         return Places(index[id(inner.iterations)], moments)
 
     def cancel(self) -> None:
-        """Gives up what is not yet being compiled."""
+        """Gives up what failed, or is not yet being compiled."""
         for key, coming in list(self._coming.items()):
-            if coming.cancel():
-                del self._coming[key]
-                self.compilations -= 1
+            if coming.cancel() or _failed(coming):
+                self._forget(key)
 
     def _program(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
@@ -165,7 +169,9 @@ class Programs:
         if key not in self._compiled:
             self._begin(kind, classes, rows, arguments)
             start = time.perf_counter()
-            self._compiled[key] = self._coming.pop(key).result()
+            # Still in its place if the wait is interrupted, for `cancel` to find.
+            self._compiled[key] = self._coming[key].result()
+            del self._coming[key]
             self.seconds += time.perf_counter() - start
         return self._compiled[key]
 
@@ -174,6 +180,8 @@ class Programs:
     ) -> None:
         """Traces a program here, and has other threads compile it."""
         key = self._key(kind, classes, rows, arguments)
+        if key in self._coming and _failed(self._coming[key]):
+            self._forget(key)
         if key not in self._compiled and key not in self._coming:
             start = time.perf_counter()
             *_, shape = key
@@ -181,6 +189,10 @@ class Programs:
             self._coming[key] = self._compilers.submit(lowered.compile)
             self.seconds += time.perf_counter() - start
             self.compilations += 1
+
+    def _forget(self, key: tuple) -> None:
+        del self._coming[key]
+        self.compilations -= 1
 
     @staticmethod
     def _key(
@@ -361,6 +373,10 @@ class Programs:
             optimizer.build(variables)
             self._optimizers[classes, rows] = optimizer
         return self._optimizers[classes, rows]
+
+
+def _failed(coming: Future) -> bool:
+    return coming.done() and coming.exception() is not None
 
 
 def _head(features: Any, kernel: Any, bias: Any) -> Any:

@@ -105,9 +105,10 @@ class Run:
         features: What the heads saw there, float32, shape [examples, width], of each
             task after its own training and after the last one.
         seconds: Wall-clock time of the run.
-        training_seconds: Time in training steps, compilation apart.
+        training_seconds: Time in training steps; in a first run programs are compiled
+            beside them.
         compile_seconds: Time in which it traced programs and waited for their
-            compilation, which goes on in the background meanwhile.
+            compilation, which goes on in the background.
         examples_per_second: Training examples over `training_seconds`.
         compilations: Programs compiled in this run.
     """
@@ -364,7 +365,7 @@ class SequentialTrainer:
                     "lrdist_keras.masked_language. Received: None"
                 )
             penalty = QuadraticPenalty(
-                list(pretraining_fisher), _copy(pretrained), np.float32(arm.strength)
+                _copy(pretraining_fisher), _copy(pretrained), np.float32(arm.strength)
             )
         elif arm.strategy == "l2_sp":
             penalty = l2_sp(
@@ -609,7 +610,7 @@ class SequentialTrainer:
             self.programs.begin_training(stage.kind, classes, rows, given)
         for j in range(i + 1):
             self._begin_evaluation(course.tasks[j].validation, course, j)
-        for j in earlier:
+        for j in earlier if samples else ():
             self._begin_evaluation(course.samples[j], course, j)
         for call in itertools.chain(first, itertools.chain.from_iterable(epochs)):
             batches = call.indices

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lrdist_keras import models
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.models import find_preset, load_encoder, new_head
 
@@ -94,6 +95,16 @@ def test_dropout_is_as_configured(tiny_preset):
     np.testing.assert_array_equal(features(off, True), features(off, False))
     assert not np.allclose(features(on, True), features(on, False))
     np.testing.assert_array_equal(features(on, False), features(off, False))
+
+
+def test_the_digest_tells_how_a_model_computes(tiny_preset, monkeypatch):
+    preset = str(tiny_preset)
+    plain, again = (load_encoder(preset).digest for _ in range(2))
+    products = load_encoder(preset, precision="bfloat16").digest
+    monkeypatch.setattr(models, "backbone_policy", lambda precision: "mixed_bfloat16")
+    mixed = load_encoder(preset, precision="bfloat16").digest
+    assert plain == again
+    assert len({plain, products, mixed}) == 3
 
 
 def test_heads_follow_their_generator():

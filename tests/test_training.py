@@ -1,3 +1,6 @@
+import os
+import signal
+import threading
 from dataclasses import replace
 
 import keras
@@ -5,7 +8,7 @@ import numpy as np
 import pytest
 from training_cases import data, same, task, trained
 
-from lrdist_keras import training
+from lrdist_keras import programs, training
 from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
 from lrdist_keras.encoding import take
@@ -188,22 +191,70 @@ def test_programs_are_begun_before_the_first_step(encoder, monkeypatch):
     assert run.compilations == 5
 
 
-def test_a_run_that_ends_early_waits_for_no_more_programs(encoder):
+MIXED = {"train": data(0, 90, shortest=1), "validation": data(1, 90, shortest=1)}
+
+
+@pytest.fixture
+def alone(encoder, monkeypatch):
+    """A trainer without programs, of which one is compiled at a time."""
+    monkeypatch.setattr(programs, "_COMPILERS", 1)
     settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
-    fresh = SequentialTrainer(encoder, settings)
-    mixed = {"train": data(0, 90, shortest=1), "validation": data(1, 90, shortest=1)}
+    return SequentialTrainer(encoder, settings)
 
-    def stop(steps):
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0, stop)
-    programs = fresh.programs
-    assert all(x.running() or x.done() for x in programs._coming.values())
-    assert programs.compilations == len(programs._compiled) + len(programs._coming)
-    again = fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0)
-    assert programs.compilations == len(programs._compiled) and not programs._coming
-    assert np.isfinite(again.accuracy).all()
+def test_interrupted_while_it_waits_a_run_leaves_nothing_to_compile(alone, monkeypatch):
+    own, gate = alone.programs, threading.Event()
+    own._compilers.submit(gate.wait, 60)
+    training_program = Programs.training
+
+    def training(self, *arguments):
+        interrupt = (os.getpid(), signal.SIGINT)
+        threading.Timer(0.3, os.kill, interrupt).start()
+        return training_program(self, *arguments)
+
+    rates = flat(1e-3, alone.scheme)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Programs, "training", training)
+        alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
+    assert not own._coming and own.compilations == 0
+    gate.set()
+    run = alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
+    assert run.compilations == own.compilations == len(own._compiled) > 2
+
+
+def test_a_program_that_cannot_be_compiled_is_tried_again(alone, monkeypatch):
+    class Failing:
+        def lower(self, *arguments):
+            return self
+
+        def compile(self):
+            raise MemoryError("of the compiler")
+
+    rates = flat(1e-3, alone.scheme)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="compiler"):
+        patch.setattr(Programs, "jitted", lambda self, *program: Failing())
+        alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
+    run = alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
+    assert run.compilations == alone.programs.compilations
+    assert run.compilations == len(alone.programs._compiled)
+
+
+def test_programs_of_curves_are_begun_only_for_curves(encoder):
+    class Recording(SequentialTrainer):
+        begun = ()
+
+        def _begin_evaluation(self, data, course, j):
+            self.begun = (*self.begun, len(data))
+            super()._begin_evaluation(data, course, j)
+
+    for points in (0, 2):
+        settings = TrainingSettings(
+            batch_size=8, max_length=32, curve_points=points, curve_examples=10
+        )
+        fresh = Recording(encoder, settings)
+        fresh.run(TASKS, flat(1e-3, fresh.scheme), PLAIN, 0)
+        assert (10 in fresh.begun) == (points > 0)
+        assert not fresh.programs._coming
 
 
 def test_ewc_of_strength_zero_equals_flat_bit_for_bit(trainer):
