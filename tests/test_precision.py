@@ -54,6 +54,7 @@ def products(function, *arguments):
 
 
 CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
 model name\t: Some CPU
 flags\t\t: fpu avx512_bf16 {amx}amx_tile
 bogomips\t: 4000.00
@@ -64,7 +65,8 @@ flags\t\t: fpu amx_bf16
 
 
 def test_flags_are_those_of_the_first_processor():
-    assert cpu_flags(CPUINFO.format(amx="")) == {"fpu", "avx512_bf16", "amx_tile"}
+    expected = {"fpu", "avx512_bf16", "amx_tile", "GenuineIntel"}
+    assert cpu_flags(CPUINFO.format(amx="")) == expected
     assert "amx_bf16" in cpu_flags(CPUINFO.format(amx="amx_bf16 "))
     assert cpu_flags("") == frozenset()
     assert cpu_flags("Features\t: fp asimd bf16\n") == frozenset()
@@ -75,6 +77,9 @@ def test_flags_are_those_of_the_first_processor():
     [
         ("cpu", {"amx_bf16", "amx_tile", "avx512_bf16"}, "bfloat16"),
         ("cpu", {"avx512_bf16", "amx_tile"}, "float32"),
+        ("cpu", {"avx512_bf16", "GenuineIntel"}, "float32"),
+        ("cpu", {"avx512_bf16", "AuthenticAMD"}, "bfloat16"),
+        ("cpu", {"avx512f", "AuthenticAMD"}, "float32"),
         ("cpu", set(), "float32"),
         ("gpu", set(), "bfloat16"),
         ("tpu", set(), "bfloat16"),
