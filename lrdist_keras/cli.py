@@ -36,9 +36,9 @@ def main() -> None:
 def _take_large_pages() -> None:
     """Starts this process anew, with a C library that asks Linux for pages of 2 MiB.
 
-    Every call of a training program allocates some hundred megabytes: with pages of
-    4 KiB a tenth of its time goes into them (`benchmarks/step.py`). glibc reads the
-    setting only when a process starts; one that is there already is left as it is.
+    Every call of a training program allocates some hundred megabytes, which with pages
+    of 4 KiB takes 7 % longer (`benchmarks/step.py`). glibc reads the setting only when
+    a process starts; one that is there already is left as it is.
     """
     name = "GLIBC_TUNABLES"
     # Of what came from standard input nothing is left to read again.
