@@ -195,6 +195,14 @@ MIXED = {"train": data(0, 90, shortest=1), "validation": data(1, 90, shortest=1)
 
 
 @pytest.fixture
+def interruptible():
+    """SIGINT interrupts also where this process was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def alone(encoder, monkeypatch):
     """A trainer without programs, of which one is compiled at a time."""
     monkeypatch.setattr(programs, "_COMPILERS", 1)
@@ -202,7 +210,9 @@ def alone(encoder, monkeypatch):
     return SequentialTrainer(encoder, settings)
 
 
-def test_interrupted_while_it_waits_a_run_leaves_nothing_to_compile(alone, monkeypatch):
+def test_interrupted_while_it_waits_a_run_leaves_nothing_to_compile(
+    alone, interruptible, monkeypatch
+):
     own, gate = alone.programs, threading.Event()
     own._compilers.submit(gate.wait, 60)
     training_program = Programs.training
