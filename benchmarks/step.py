@@ -9,7 +9,8 @@ the ratio of medians is taken over all blocks. `minilm` trains real weights; tho
 `base`, BERT-base, are drawn. PyTorch runs transformers' BertForSequenceClassification.
 Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
 it where their name says so.
-Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`).
+Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`); for all
+sides of `base` at once more than 24 GiB of memory, or some `--without`.
 """
 
 from __future__ import annotations
