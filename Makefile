@@ -28,7 +28,7 @@ test-backends: $(VENV)/torch.stamp
 
 # Ours against Keras `fit` and PyTorch. About an hour on two cores; step.py alone, 10 min.
 bench: $(VENV)/bench-$(PLATFORM).stamp
-	for name in step roofline sequence trials scale; do \
+	for name in step roofline encoding population sequence trials scale; do \
 	  JAX_PLATFORMS=$(JAX_OF_$(PLATFORM)) $(BIN)/python benchmarks/$$name.py \
 	    $$(test $$name = roofline || echo --data $(DATA)) || exit 1; \
 	done
