@@ -42,14 +42,13 @@ def _take_large_pages() -> None:
     """
     name = "GLIBC_TUNABLES"
     # Of what came from standard input nothing is left to read again.
-    again = [sys.executable, *sys.orig_argv[1:]]
     repeatable = sys.argv[0] not in ("", "-") and sys.executable
     if sys.platform == "linux" and repeatable and name not in os.environ:
         os.environ[name] = "glibc.malloc.hugetlb=1"
         sys.stdout.flush()
         sys.stderr.flush()
         try:
-            os.execv(sys.executable, again)
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
         except OSError:  # it goes without
             del os.environ[name]
 

@@ -76,10 +76,6 @@ class Programs:
         arguments = (values, self.encoder.state, inputs)
         return self._program("evaluate", classes, None, arguments)(*arguments)
 
-    def begin_evaluate(self, classes: Classes, values: list, inputs: dict) -> None:
-        """Begins to compile what `evaluate` runs with such arguments."""
-        self._begin("evaluate", classes, None, (values, self.encoder.state, inputs))
-
     def fisher(
         self,
         classes: Classes,
@@ -104,18 +100,6 @@ class Programs:
         arguments = (total, values, inputs, np.int32(steps), np.float32(scale))
         return self._program("fisher", classes, rows, arguments)(*arguments)
 
-    def begin_fisher(
-        self,
-        classes: Classes,
-        rows: int | None,
-        total: list,
-        values: list,
-        inputs: dict,
-    ) -> None:
-        """Begins to compile what `fisher` runs with such arguments."""
-        arguments = (total, values, inputs, np.int32(0), np.float32(0))
-        self._begin("fisher", classes, rows, arguments)
-
     def training(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
     ) -> Callable[..., Any]:
@@ -132,12 +116,6 @@ class Programs:
                 and `Terms`. It returns the first three, and the last loss.
         """
         return self._program(kind, classes, rows, arguments)
-
-    def begin_training(
-        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
-    ) -> None:
-        """Begins to compile what `training` returns for such arguments."""
-        self._begin(kind, classes, rows, arguments)
 
     def optimizer_state(
         self, classes: Classes, rows: int | None, multipliers: Mapping[str, float]
@@ -167,7 +145,7 @@ class Programs:
     ) -> Callable[..., Any]:
         key = self._key(kind, classes, rows, arguments)
         if key not in self._compiled:
-            self._begin(kind, classes, rows, arguments)
+            self.begin(kind, classes, rows, arguments)
             start = time.perf_counter()
             # Still in its place if the wait is interrupted, for `cancel` to find.
             self._compiled[key] = self._coming[key].result()
@@ -175,10 +153,17 @@ class Programs:
             self.seconds += time.perf_counter() - start
         return self._compiled[key]
 
-    def _begin(
+    def begin(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
     ) -> None:
-        """Traces a program here, and has other threads compile it."""
+        """Traces a program here, and has other threads compile it, if none has yet.
+
+        Args:
+            kind: `evaluate`, `fisher`, or of a training step.
+            classes: Of the active heads.
+            rows: Of the token embeddings among the weights; None for all.
+            arguments: What it will be called with, or the like of it.
+        """
         key = self._key(kind, classes, rows, arguments)
         if key in self._coming and _failed(self._coming[key]):
             self._forget(key)

@@ -607,7 +607,7 @@ class SequentialTrainer:
         # The batches of the other epochs are of the same lengths.
         for length in _lengths(first, total):
             given = arguments(nothing, length)
-            self.programs.begin_training(stage.kind, classes, rows, given)
+            self.programs.begin(stage.kind, classes, rows, given)
         for j in range(i + 1):
             self._begin_evaluation(course.tasks[j].validation, course, j)
         for j in earlier if samples else ():
@@ -671,11 +671,9 @@ class SequentialTrainer:
         longest, count = settings.max_length, settings.evaluation_batch_size
         nothing = np.full(count, -1)
         for length in _lengths(evaluation_steps(data, longest, count, 1)):
-            self.programs.begin_evaluate(
-                (len(head[1]),),
-                [*course.weights, *head],
-                data.arrays(nothing, length),
-            )
+            values, inputs = [*course.weights, *head], data.arrays(nothing, length)
+            given = (values, self.encoder.state, inputs)
+            self.programs.begin("evaluate", (len(head[1]),), None, given)
 
     def _logits(self, data: Encoded, course: _Course, j: int) -> np.ndarray:
         return self.evaluate(data, course.weights, course.heads[j])
@@ -740,7 +738,8 @@ class SequentialTrainer:
         nothing = np.full((count, _FISHER_CHUNK), -1)
         for length in _lengths(calls):
             inputs = examples.arrays(nothing, length)
-            self.programs.begin_fisher(classes, rows, total, values, inputs)
+            given = (total, values, inputs, np.int32(0), np.float32(0))
+            self.programs.begin("fisher", classes, rows, given)
         for call in calls:
             inputs = examples.arrays(filled(call.indices, count), call.length)
             steps, scale = len(call.indices), 1 / len(data)

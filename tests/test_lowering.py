@@ -46,7 +46,7 @@ class Lowering(Programs):
 
     lowered: set = set()
 
-    def _begin(self, *program):
+    def begin(self, *program):
         pass
 
     def _program(self, kind, classes, rows, arguments):
