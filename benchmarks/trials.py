@@ -184,9 +184,7 @@ def main() -> None:
         return
     from rich.console import Console
     from rich.table import Table
-
-    from lrdist_keras import preparation
-    from lrdist_keras.files import write_text
+    from saving import save
 
     found = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -230,13 +228,11 @@ def main() -> None:
     result = {
         "what": __doc__.strip().splitlines()[0],
         "examples": arguments.examples,
-        "versions": preparation.versions(),
-        "machine": preparation.machine(),
         "trials_per_hour": per_hour,
         "ratios": ratios,
         "trials": found,
     }
-    write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    save(arguments.out, result)
 
 
 if __name__ == "__main__":
