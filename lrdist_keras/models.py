@@ -56,7 +56,7 @@ class Encoder:
         `features` then takes any number of rows of them while it trains, with ids that
         are numbered like that. None where it must have them all.
         """
-        return 0 if self._stack is not None and not self.state else None
+        return 0 if self._stack is not None else None
 
     @cached_property
     def digest(self) -> str:
@@ -78,12 +78,16 @@ class Encoder:
         training: bool,
     ) -> tuple[Any, list[Any]]:
         """Returns each text's vector, float32, [batch, width], and the new state."""
+        import jax
         import jax.numpy as jnp
 
-        # What the stack leaves out is dropout: it has no use for the seeds.
-        if self._stack is not None and not (training and state):
-            found = self._stack(weights, inputs)
-            return found.astype(jnp.float32), list(state)
+        if self._stack is not None:
+            key, new_state = None, list(state)
+            if training and state:  # seeds of dropout; the first one is enough
+                key = jax.random.wrap_key_data(state[0], impl="threefry2x32")
+                new_state[0] = state[0] + np.array([0, 1], np.uint32)
+            found = self._stack(weights, inputs, key)
+            return found.astype(jnp.float32), new_state
         wanted = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
         output, new_state = self.model.stateless_call(
             list(weights), list(state), wanted, training=training

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from scipy.stats import ks_2samp
 
 from lrdist_keras.models import load_encoder
 from lrdist_keras.strategies import with_lora
@@ -35,6 +38,10 @@ def backbone_of(family, dtype="float32"):
         drawn = rng.normal(0.0, 0.3, variable.shape)
         variable.assign(drawn + ("gamma" in variable.path))
     return backbone
+
+
+def model_of(backbone):
+    return keras.Model(backbone.input, backbone.output["sequence_output"])
 
 
 def encoder_of(family, folder, dropout=0.0):
@@ -110,8 +117,10 @@ def test_it_computes_the_last_layer_for_the_first_token_alone(tmp_path):
 
 def test_a_policy_of_bfloat16_is_followed():
     exact, mixed = (
-        keras.Model(b.input, b.output["sequence_output"])
-        for b in map(backbone_of, 2 * ["BertBackbone"], ["float32", "mixed_bfloat16"])
+        model_of(backbone)
+        for backbone in map(
+            backbone_of, 2 * ["BertBackbone"], ["float32", "mixed_bfloat16"]
+        )
     )
     inputs, weights = batch(), [np.asarray(v.value) for v in exact.trainable_variables]
     wanted = np.asarray(exact(inputs)[:, 0])
@@ -122,18 +131,59 @@ def test_a_policy_of_bfloat16_is_followed():
     assert 0 < mine < 1.5 * theirs
 
 
-def test_dropout_is_left_to_the_model(tmp_path):
+@pytest.mark.parametrize("family", BACKBONES)
+def test_dropout_falls_as_in_the_model(family, tmp_path):
+    """By the distributions of each feature over 2,000 draws of ours, and of Keras's."""
+    encoder = encoder_of(family, tmp_path / "preset", dropout=0.2)
+    stack = find_stack(encoder.model, family)
+    inputs, weights = batch(2, 5), encoder.weights
+    rng = np.random.default_rng(3)
+    states = [
+        rng.integers(0, 2**32, (2000, 2), dtype=np.uint32) for _ in encoder.state
+    ]
+    keys = jax.random.split(jax.random.key(4), 2000)
+    wanted = {x.name: inputs[x.name] for x in encoder.model.inputs}
+
+    def of_model(state):
+        output, _ = encoder.model.stateless_call(weights, state, wanted, training=True)
+        return output[:, 0]
+
+    theirs = jax.vmap(of_model)(states).reshape(2000, -1)
+    mine = jax.vmap(lambda key: stack(weights, inputs, key))(keys).reshape(2000, -1)
+    tests = [ks_2samp(a, b) for a, b in zip(mine.T, theirs.T, strict=True)]
+    assert min(test.pvalue for test in tests) > 0.01 / len(tests)
+
+
+def test_dropout_keeps_the_share_and_the_mean():
+    stack = find_stack(model_of(backbone_of("BertBackbone")), "BertBackbone")
+    for rate in (0.1, 0.5, 0.99999):
+        dropping = replace(stack, dropout=rate)
+        dropped = np.asarray(dropping.dropped(jnp.ones((1000, 1000)), jax.random.key(0)))
+        kept = np.mean(dropped > 0)
+        assert abs(kept - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / 1e6) + 2**-16
+        assert np.isfinite(dropped).all()
+        assert abs(dropped.max() * (1 - rate) - 1) < 2**-17 / (1 - rate)
+        assert dropping.dropped(dropped, None) is dropped
+
+
+def test_dropout_is_drawn_in_training_from_a_state_that_goes_on(tmp_path):
     encoder = encoder_of("BertBackbone", tmp_path / "preset", dropout=0.5)
     inputs = batch()
-    drawn, state = encoder.features(encoder.weights, encoder.state, inputs, True)
-    plain, same = encoder.features(encoder.weights, encoder.state, inputs, False)
-    assert np.abs(drawn - plain).max() > 0.1
-    assert not np.array_equal(state[0], encoder.state[0])
+
+    def features(state, training=True):
+        return encoder.features(encoder.weights, state, inputs, training)
+
+    drawn, state = features(encoder.state)
+    again, _ = features(encoder.state)
+    later, _ = features(state)
+    plain, same = features(encoder.state, training=False)
+    np.testing.assert_array_equal(drawn, again)
+    for other in (plain, later):
+        assert np.abs(drawn - other).max() > 0.1
     np.testing.assert_array_equal(same[0], encoder.state[0])
     np.testing.assert_allclose(
         plain, of_keras(encoder, encoder.weights, inputs), atol=1e-5
     )
-    assert encoder.token_embedding is None
 
 
 def test_other_models_have_no_stack(tmp_path):
