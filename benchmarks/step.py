@@ -3,10 +3,11 @@
     python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FOLDER]
 
 The same job for each: a BERT with a linear head, the cross-entropy of two classes, Adam
-on all weights in float32, the same rows of MRPC padded to one length; no dropout, but in
-`minilm_dropout`. Each side is a process of its own; blocks of steps are run in turn while the others wait, and
-the ratio of medians is taken over all blocks. `minilm` trains real weights; those of
-`base`, BERT-base, are drawn. PyTorch runs transformers' BertForSequenceClassification.
+on all weights in float32, the same rows of MRPC padded to one length. Each side is a
+process of its own; blocks of steps are run in turn while the others wait, and the ratio
+of medians is taken over all blocks. `minilm` trains real weights, `minilm_dropout` too,
+and the only one with dropout; those of `base`, BERT-base, are drawn. PyTorch runs
+transformers' BertForSequenceClassification.
 Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
 it where their name says so.
 Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`); for all

@@ -111,14 +111,20 @@ class Stack:
     def dropped(self, x: Any, key: Any) -> Any:
         """Returns x with numbers dropped and the others scaled up (arXiv 1207.0580).
 
-        16 random bits a number are enough for a rate that is right to 2^-17, and cost
-        half of the 32 that `jax.random.bernoulli` draws.
+        A number is dropped by 8 random bits, a quarter of what
+        `jax.random.bernoulli` draws: at t / 256, where t is 256 times the rate, rounded
+        up or down by chance, so that the rate is met on the mean.
         """
         if key is None:
             return x
-        dropped = min(round(self.dropout * 2**16), 2**16 - 1)
-        kept = jax.random.bits(key, x.shape, jnp.uint16) >= dropped
-        return jnp.where(kept, x * (2**16 / (2**16 - dropped)), 0)
+        rounding, bits = jax.random.split(key)
+        *outer, last = x.shape
+        words = jax.random.bits(bits, (*outer, -(-last // 4)), jnp.uint32)
+        drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*outer, -1)
+        t = jnp.floor(256 * self.dropout + jax.random.uniform(rounding))
+        t = jnp.minimum(t, 255).astype(jnp.uint8)
+        scale = (256 / (256 - t.astype(jnp.float32))).astype(x.dtype)
+        return jnp.where(drawn[..., :last] >= t, x * scale, 0)
 
 
 def _keys(key: Any, count: int) -> list:
