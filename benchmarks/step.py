@@ -9,7 +9,8 @@ of medians is taken over all blocks. `minilm` trains real weights, `minilm_dropo
 and the only one with dropout; those of `base`, BERT-base, are drawn. PyTorch runs
 transformers' BertForSequenceClassification.
 Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
-it where their name says so.
+it where their name says so. `two devices` is `keras.distribution.DataParallel` on two
+devices that JAX makes of the one CPU.
 Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`); for all
 sides of `base` at once more than 24 GiB of memory, or some `--without`.
 """
@@ -152,11 +153,20 @@ def job(
 
 
 def ours(
-    geometry: dict[str, Any], batches: dict[str, np.ndarray], precision: str
+    geometry: dict[str, Any],
+    batches: dict[str, np.ndarray],
+    precision: str,
+    devices: int = 1,
 ) -> Callable[[], None]:
     import jax
 
     from lrdist_keras.strategies import Terms
+
+    if devices > 1:
+        import keras
+
+        jax.config.update("jax_num_cpu_devices", devices)
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
 
     trainer, held, carried, inputs = job(geometry, batches, precision)
 
@@ -244,6 +254,7 @@ SIDES: dict[str, Callable[..., Callable[[], None]]] = {
     "ours, float32": lambda g, b: ours(g, b, "float32"),
     "ours, bfloat16": lambda g, b: ours(g, b, "bfloat16"),
     "ours, float32, 4 KiB pages": lambda g, b: ours(g, b, "float32"),
+    "ours, float32, two devices": lambda g, b: ours(g, b, "float32", devices=2),
     "Keras fit, float32": keras_fit,
     "Keras fit, float32, 2 MiB pages": keras_fit,
     "PyTorch, float32": lambda g, b: pytorch(g, b, False, False),
@@ -346,7 +357,10 @@ def main() -> None:
     from rich.table import Table
     from saving import save
 
-    sides = [side for side in SIDES if side not in given.without]
+    without = set(given.without)
+    if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
+        without.add("ours, float32, two devices")
+    sides = [side for side in SIDES if side not in without]
     for name in [given.geometry] if given.geometry else GEOMETRIES:
         found = measure(name, given.data, sides)
         title = f"{name}: batch {found['batch']}, length {found['length']}"
