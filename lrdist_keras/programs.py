@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,11 @@ _CORES = (
 )
 _COMPILERS = min(8, _CORES)  # programs compiled at a time
 
+# Memory mappings that a process may have before it drops programs. Linux allows 65,530
+# unless told otherwise; XLA makes some 500 for a program on the CPU, each kernel's own,
+# and holds 30 to 50 MB beside them.
+_MAPPINGS = 40_000
+
 
 class Programs:
     """Compiles each program once: at its first use, or before it in the background.
@@ -41,7 +47,8 @@ class Programs:
     embeddings that are held): learning rates, the
     position in the schedule, multipliers, strengths and weights are its arguments.
     The weights that they take are those of the encoder, then kernel and bias of each
-    active head.
+    active head. Of very many programs, those not used for longest are dropped, to come
+    from JAX's cache again.
 
     Args:
         encoder: The pretrained encoder.
@@ -150,8 +157,14 @@ class Programs:
             # Still in its place if the wait is interrupted, for `cancel` to find.
             self._compiled[key] = self._coming[key].result()
             del self._coming[key]
+            self._make_room()
             self.seconds += time.perf_counter() - start
+        self._compiled[key] = self._compiled.pop(key)  # the last used is the last
         return self._compiled[key]
+
+    def _make_room(self) -> None:
+        while len(self._compiled) > 1 and _mappings() > _MAPPINGS:
+            del self._compiled[next(iter(self._compiled))]
 
     def begin(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
@@ -358,6 +371,12 @@ class Programs:
             optimizer.build(variables)
             self._optimizers[classes, rows] = optimizer
         return self._optimizers[classes, rows]
+
+
+def _mappings() -> int:
+    """Returns the memory mappings of this process; 0 where it is not told."""
+    path = Path("/proc/self/maps")  # only Linux has it
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _failed(coming: Future) -> bool:

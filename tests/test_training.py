@@ -314,6 +314,26 @@ def test_subsets_are_drawn_by_the_seed_and_paired_over_arms(trainer, monkeypatch
     assert subsets[0] == subsets[1] != subsets[2]
 
 
+@pytest.mark.skipif(not programs._mappings(), reason="only Linux tells the mappings")
+def test_too_many_programs_are_dropped_and_come_again(encoder, trainer, monkeypatch):
+    rates, tasks = flat(3e-3, trainer.scheme), [task("a", 0, epochs=1)]
+    usual = trainer.run(tasks, rates, PLAIN, seed=0)
+    crowded = SequentialTrainer(encoder, trainer.settings)
+    held = crowded.programs._compiled
+    needed = crowded.run(tasks, rates, PLAIN, seed=0).compilations
+    assert len(held) == needed > 1
+    whole = programs._mappings()
+    held.pop(next(iter(held)))
+    assert programs._mappings() < whole
+    *_, last = held
+    monkeypatch.setattr(programs, "_MAPPINGS", 0)
+    for _ in range(2):
+        run = crowded.run(tasks, rates, PLAIN, seed=0)
+        assert same(run, usual)
+        assert list(held) == [last]
+    assert run.compilations == needed
+
+
 def test_dropout_is_drawn_anew_by_the_seed(tiny_preset, trainer):
     dropping = SequentialTrainer(load_encoder(str(tiny_preset), 0.3), trainer.settings)
     rates = flat(3e-3, trainer.scheme)
