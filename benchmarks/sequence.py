@@ -26,6 +26,7 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "sequence.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
 TASKS = ("sst2", "mrpc")
+SIDES = ("ours", "PyTorch, float32", "PyTorch, autocast")
 EPOCHS, BATCH, RATE, LENGTH = 3, 16, 5e-5, 128
 
 
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
     parser.add_argument("--examples", type=int, default=3668)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--without", nargs="*", default=[], choices=SIDES[1:])
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--pytorch", metavar="TEXTS", help=argparse.SUPPRESS)
     parser.add_argument("--preset", help=argparse.SUPPRESS)
@@ -161,18 +163,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "texts.json"
         file.write_text(json.dumps(texts(given.data, given.examples)), "utf-8")
-        command = [sys.executable, __file__, "--pytorch", str(file), "--preset", preset]
+        start_pytorch = [sys.executable, __file__, "--pytorch", str(file)]
+        start_pytorch += ["--preset", preset]
 
         def in_pytorch(*options: str) -> Any:
             result = subprocess.run(
-                [*command, *options], check=True, stdout=subprocess.PIPE, text=True
+                [*start_pytorch, *options],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             return json.loads(result.stdout.splitlines()[-1])
 
+        commands = (
+            lambda: ours(given.data, f"{folder}/cache", given.examples),
+            in_pytorch,
+            lambda: in_pytorch("--autocast"),
+        )
         sides = {
-            "ours": lambda: ours(given.data, f"{folder}/cache", given.examples),
-            "PyTorch, float32": in_pytorch,
-            "PyTorch, autocast": lambda: in_pytorch("--autocast"),
+            name: command
+            for name, command in zip(SIDES, commands, strict=True)
+            if name not in given.without
         }
         # Fills the cache with texts and programs.
         ours(given.data, f"{folder}/cache", given.examples, epochs=1)
