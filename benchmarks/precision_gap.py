@@ -3,10 +3,10 @@
     python benchmarks/precision_gap.py --data FOLDER [--seeds 8] [--out FILE.json]
 
 SST-2 with 500 training examples, three epochs, and 10,000 other training rows held out.
-Each seed is trained with float32 products, with bfloat16 products, and with float32
-products from pretrained weights that are each the next larger float32 number. The gap
-is the absolute difference of the accuracy to that of the first. Needs prepared TFDS
-data in FOLDER.
+Each seed is trained and evaluated with float32 products, with bfloat16 products, and
+with float32 products from pretrained weights that are each the next larger float32
+number. The gap is the absolute difference of the accuracy to that of the first. Needs
+prepared TFDS data in FOLDER.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def trainers_and_task(
     exact = found["float32"]
     moved = [np.nextafter(w, np.float32(np.inf)) for w in exact.encoder.weights]
     encoder = replace(exact.encoder, weights=moved)
-    found["float32, one rounding away"] = SequentialTrainer(encoder, exact.settings)
+    found["float32, one rounding away"] = SequentialTrainer(
+        encoder, exact.settings, exact.scheme.encoder_groups, exact.scheme.rounding
+    )
     task = loaded.tasks["sst2"]
     order = np.random.default_rng(0).permutation(len(task.train))
     rest, held_out = (
@@ -65,8 +67,9 @@ def trainers_and_task(
 
 def summary(gaps: np.ndarray) -> dict[str, float | list[float]]:
     """Returns the mean and its 95 % interval of t."""
-    interval = stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
-    return {"mean": float(gaps.mean()), "interval": [float(x) for x in interval]}
+    mean, error = float(gaps.mean()), float(stats.sem(gaps))
+    half = error * float(stats.t.ppf(0.975, len(gaps) - 1))
+    return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
 def main() -> None:

@@ -165,6 +165,7 @@ def ours(
     if devices > 1:
         import keras
 
+        jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
         keras.distribution.set_distribution(keras.distribution.DataParallel())
 

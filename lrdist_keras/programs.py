@@ -41,20 +41,22 @@ _MAPPINGS = 40_000
 
 
 class Programs:
-    """Compiles each program once: at its first use, or before it in the background.
+    """Compiles programs at their first use, or before it in the background.
 
     There is one per (kind, classes of the active heads, bucket, rows of the token
     embeddings that are held): learning rates, the
     position in the schedule, multipliers, strengths and weights are its arguments.
     The weights that they take are those of the encoder, then kernel and bias of each
     active head. Of very many programs, those not used for longest are dropped, to come
-    from JAX's cache again.
+    from JAX's cache when they are needed again, where that is on.
 
     Args:
         encoder: The pretrained encoder.
         settings: How each task is trained.
         groups: Groups of the optimizer.
         compat: Faults to reproduce, see `lrdist_keras.config.Configuration`.
+        beside: Programs of another encoder in the same process; the ones not used for
+            longest are dropped of both.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Programs:
         settings: TrainingSettings,
         groups: Groups,
         compat: Collection[Fault] = (),
+        beside: Programs | None = None,
     ) -> None:
         self.encoder = encoder
         self.settings = settings
@@ -70,7 +73,10 @@ class Programs:
         self._softmax_first = "softmax_before_loss" in compat
         self.seconds = 0.0  # that the calling thread traced or waited
         self.compilations = 0
-        self._compiled: dict[tuple, Callable[..., Any]] = {}
+        # The last used is the last.
+        self._compiled: dict[tuple, Callable[..., Any]] = (
+            {} if beside is None else beside._compiled
+        )
         self._coming: dict[tuple, Future[Callable[..., Any]]] = {}
         self._compilers = ThreadPoolExecutor(_COMPILERS)
         self._optimizers: dict[tuple[Classes, int | None], LayerwiseOptimizer] = {}
@@ -159,12 +165,20 @@ class Programs:
             del self._coming[key]
             self._make_room()
             self.seconds += time.perf_counter() - start
-        self._compiled[key] = self._compiled.pop(key)  # the last used is the last
+        self._touch(key)
         return self._compiled[key]
 
+    def _touch(self, key: tuple) -> None:
+        self._compiled[key] = self._compiled.pop(key)
+
     def _make_room(self) -> None:
-        while len(self._compiled) > 1 and _mappings() > _MAPPINGS:
+        before = _mappings()
+        while len(self._compiled) > 1 and before > _MAPPINGS:
             del self._compiled[next(iter(self._compiled))]
+            now = _mappings()
+            if now >= before:  # it is not programs that have them
+                break
+            before = now
 
     def begin(
         self, kind: str, classes: Classes, rows: int | None, arguments: tuple
@@ -180,9 +194,11 @@ class Programs:
         key = self._key(kind, classes, rows, arguments)
         if key in self._coming and _failed(self._coming[key]):
             self._forget(key)
-        if key not in self._compiled and key not in self._coming:
+        if key in self._compiled:
+            self._touch(key)
+        elif key not in self._coming:
             start = time.perf_counter()
-            *_, shape = key
+            shape = key[-1]
             lowered = self.jitted(kind, classes, shape, rows).lower(*arguments)
             self._coming[key] = self._compilers.submit(lowered.compile)
             self.seconds += time.perf_counter() - start
@@ -192,12 +208,11 @@ class Programs:
         del self._coming[key]
         self.compilations -= 1
 
-    @staticmethod
     def _key(
-        kind: str, classes: Classes, rows: int | None, arguments: tuple
-    ) -> tuple[str, Classes, int | None, tuple[int, ...]]:
+        self, kind: str, classes: Classes, rows: int | None, arguments: tuple
+    ) -> tuple:
         (inputs,) = (x for x in arguments if isinstance(x, dict))
-        return kind, classes, rows, inputs["token_ids"].shape
+        return kind, classes, rows, id(self.encoder), inputs["token_ids"].shape
 
     def jitted(
         self,

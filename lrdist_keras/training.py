@@ -110,7 +110,7 @@ class Run:
         compile_seconds: Time in which it traced programs and waited for their
             compilation, which goes on in the background.
         examples_per_second: Training examples over `training_seconds`.
-        compilations: Programs compiled in this run.
+        compilations: Programs compiled in this run, or taken from JAX's cache.
     """
 
     accuracy: np.ndarray
@@ -179,7 +179,7 @@ class _Clock:
 
 
 class SequentialTrainer:
-    """Trains sequences of tasks on one encoder, with programs compiled once each.
+    """Trains sequences of tasks on one encoder, with programs that serve all runs.
 
     Args:
         encoder: The pretrained encoder.
@@ -188,6 +188,8 @@ class SequentialTrainer:
         rounding: `"floor"` or `"ceil"`, see `lrdist_keras.groups.Scheme`.
         compat: Faults of the authors' code to reproduce, see
             `lrdist_keras.config.Configuration`; those of training count here.
+        beside: Another trainer of this process. Both together hold as many programs as
+            one would.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class SequentialTrainer:
         encoder_groups: int = 8,
         rounding: Any = "floor",
         compat: Collection[Fault] = (),
+        beside: SequentialTrainer | None = None,
     ) -> None:
         self.encoder = encoder
         self.settings = settings
@@ -206,7 +209,9 @@ class SequentialTrainer:
         self.scheme, self.groups = path_groups(
             [*paths, "head/kernel", "head/bias"], encoder_groups, rounding
         )
-        self.programs = Programs(encoder, settings, self.groups, compat)
+        self.programs: Programs = Programs(
+            encoder, settings, self.groups, compat, beside.programs if beside else None
+        )
         self._with_lora: dict[int, SequentialTrainer] = {}
         self._clock = _Clock()
 
@@ -310,6 +315,7 @@ class SequentialTrainer:
                 self.scheme.encoder_groups,
                 self.scheme.rounding,
                 self.compat,
+                beside=self,
             )
         inner = self._with_lora[rank]
 

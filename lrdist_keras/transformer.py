@@ -113,7 +113,7 @@ class Stack:
 
         A number is dropped by 8 random bits, a quarter of what
         `jax.random.bernoulli` draws: at t / 256, where t is 256 times the rate, rounded
-        up or down by chance, so that the rate is met on the mean.
+        up or down by chance, so that the rate is met on the mean; up to 255 / 256.
         """
         if key is None:
             return x
@@ -123,8 +123,8 @@ class Stack:
         drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*outer, -1)
         t = jnp.floor(256 * self.dropout + jax.random.uniform(rounding))
         t = jnp.minimum(t, 255).astype(jnp.uint8)
-        scale = (256 / (256 - t.astype(jnp.float32))).astype(x.dtype)
-        return jnp.where(drawn[..., :last] >= t, x * scale, 0)
+        scale = 256 / (256 - t.astype(jnp.float32))
+        return jnp.where(drawn[..., :last] >= t, (x * scale).astype(x.dtype), 0)
 
 
 def _keys(key: Any, count: int) -> list:

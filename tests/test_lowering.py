@@ -150,7 +150,7 @@ arm = ArmSettings(name="plain", rate=1e-3)
 
 def run(distribution):
     keras.distribution.set_distribution(distribution)
-    trainer = SequentialTrainer(load_encoder(preset), settings)
+    trainer = SequentialTrainer(load_encoder(preset, dropout=0.1), settings)
     weights = trained(trainer, tasks, flat(1e-3, trainer.scheme), arm)[-1]
     fisher = trainer.fisher(train, weights[:-2], weights[-2:])
     paths = [v.path for v in trainer.encoder.model.trainable_variables]

@@ -3,6 +3,7 @@ import signal
 import threading
 from dataclasses import replace
 
+import jax
 import keras
 import numpy as np
 import pytest
@@ -314,24 +315,55 @@ def test_subsets_are_drawn_by_the_seed_and_paired_over_arms(trainer, monkeypatch
     assert subsets[0] == subsets[1] != subsets[2]
 
 
-@pytest.mark.skipif(not programs._mappings(), reason="only Linux tells the mappings")
+LORA = ArmSettings(name="lora", rate=1e-3, strategy="lora", rank=2)
+
+
 def test_too_many_programs_are_dropped_and_come_again(encoder, trainer, monkeypatch):
     rates, tasks = flat(3e-3, trainer.scheme), [task("a", 0, epochs=1)]
-    usual = trainer.run(tasks, rates, PLAIN, seed=0)
+    usual = [trainer.run(tasks, rates, arm, seed=0) for arm in (PLAIN, LORA)]
     crowded = SequentialTrainer(encoder, trainer.settings)
     held = crowded.programs._compiled
-    needed = crowded.run(tasks, rates, PLAIN, seed=0).compilations
-    assert len(held) == needed > 1
-    whole = programs._mappings()
-    held.pop(next(iter(held)))
-    assert programs._mappings() < whole
-    *_, last = held
+    monkeypatch.setattr(programs, "_mappings", lambda: len(held))
     monkeypatch.setattr(programs, "_MAPPINGS", 0)
     for _ in range(2):
-        run = crowded.run(tasks, rates, PLAIN, seed=0)
-        assert same(run, usual)
-        assert list(held) == [last]
-    assert run.compilations == needed
+        for arm, wanted in zip((PLAIN, LORA), usual, strict=True):
+            run = crowded.run(tasks, rates, arm, seed=0)
+            assert same(run, wanted)
+            assert run.compilations == 2
+            ((kind, *_),) = held
+            assert kind == "evaluate"
+
+
+def test_the_programs_dropped_are_those_not_used_for_longest(encoder, monkeypatch):
+    settings = TrainingSettings(max_length=32, evaluation_batch_size=4)
+    crowded = SequentialTrainer(encoder, settings)
+    held = crowded.programs._compiled
+    monkeypatch.setattr(programs, "_mappings", lambda: len(held))
+    monkeypatch.setattr(programs, "_MAPPINGS", 2)
+    head = training.new_head(2, encoder.width, np.random.default_rng(0))
+
+    def evaluate(length):
+        rows = data(0, 4, shortest=length, longest=length + 1)
+        crowded.evaluate(rows, encoder.weights, head)
+        return [shape[1] for *_, shape in held]
+
+    assert [evaluate(n) for n in (8, 16, 8, 24)][1:] == [[8, 16], [16, 8], [8, 24]]
+    inputs = data(0, 4, shortest=8, longest=9).arrays(np.arange(4), 8)
+    given = ([*encoder.weights, *head], encoder.state, inputs)
+    crowded.programs.begin("evaluate", (2,), None, given)
+    assert evaluate(32) == [8, 32]
+    monkeypatch.setattr(programs, "_mappings", lambda: 100)  # not by programs
+    assert evaluate(16) == [32, 16]
+
+
+@pytest.mark.skipif(not programs._mappings(), reason="only Linux tells the mappings")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs map a kernel")
+def test_a_dropped_program_gives_its_mappings_back(encoder, trainer):
+    alone = SequentialTrainer(encoder, trainer.settings)
+    alone.run([task("a", 0, epochs=1)], flat(3e-3, trainer.scheme), PLAIN, seed=0)
+    before = programs._mappings()
+    del alone.programs._compiled[next(iter(alone.programs._compiled))]
+    assert programs._mappings() < before - 10
 
 
 def test_dropout_is_drawn_anew_by_the_seed(tiny_preset, trainer):

@@ -129,25 +129,27 @@ def test_a_policy_of_bfloat16_is_followed():
     theirs = np.linalg.norm(np.asarray(mixed(inputs)[:, 0], np.float32) - wanted)
     mine = np.linalg.norm(np.asarray(found, np.float32) - wanted)
     assert 0 < mine < 1.5 * theirs
+    stack = replace(find_stack(mixed, "BertBackbone"), dropout=0.1)
+    assert stack(weights, inputs, jax.random.key(0)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_dropout_falls_as_in_the_model(family, tmp_path):
-    """By the distributions of each feature over 2,000 draws of ours, and of Keras's."""
+    """By the distributions of each feature over 6,000 draws of ours, and of Keras's."""
     encoder = encoder_of(family, tmp_path / "preset", dropout=0.2)
     stack = find_stack(encoder.model, family)
     inputs, weights = batch(2, 5), encoder.weights
     rng = np.random.default_rng(3)
-    states = [rng.integers(0, 2**32, (2000, 2), dtype=np.uint32) for _ in encoder.state]
-    keys = jax.random.split(jax.random.key(4), 2000)
+    states = [rng.integers(0, 2**32, (6000, 2), dtype=np.uint32) for _ in encoder.state]
+    keys = jax.random.split(jax.random.key(4), 6000)
     wanted = {x.name: inputs[x.name] for x in encoder.model.inputs}
 
     def of_model(state):
         output, _ = encoder.model.stateless_call(weights, state, wanted, training=True)
         return output[:, 0]
 
-    theirs = jax.vmap(of_model)(states).reshape(2000, -1)
-    mine = jax.vmap(lambda key: stack(weights, inputs, key))(keys).reshape(2000, -1)
+    theirs = jax.vmap(of_model)(states).reshape(6000, -1)
+    mine = jax.vmap(lambda key: stack(weights, inputs, key))(keys).reshape(6000, -1)
     tests = [ks_2samp(a, b) for a, b in zip(mine.T, theirs.T, strict=True)]
     assert min(test.pvalue for test in tests) > 0.01 / len(tests)
 
