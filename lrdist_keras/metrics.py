@@ -109,7 +109,14 @@ def intransigence(matrix: np.ndarray, joint: np.ndarray) -> float:
 def learned(
     matrix: np.ndarray, majority_rates: np.ndarray, examples: np.ndarray
 ) -> bool:
-    """Whether every task was learned when it was trained.
+    """Whether every task was learned when it was trained, see `learned_tasks`."""
+    return bool(np.all(learned_tasks(matrix, majority_rates, examples)))
+
+
+def learned_tasks(
+    matrix: np.ndarray, majority_rates: np.ndarray, examples: np.ndarray
+) -> np.ndarray:
+    """Returns for each task whether it was learned when it was trained, shape [tasks].
 
     Its accuracy must be more than two standard errors sqrt(m (1 - m) / n) above the
     majority rate m, with n the number of evaluated examples: who learned nothing can
@@ -121,7 +128,7 @@ def learned(
         examples: Number of evaluated examples, shape [tasks].
     """
     error = np.sqrt(majority_rates * (1 - majority_rates) / examples)
-    return bool(np.all(np.diag(matrix) > majority_rates + 2 * error))
+    return np.diag(matrix) > majority_rates + 2 * error
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from lrdist_keras import metrics
 from lrdist_keras.distribution import OF_TRIALS, Distribution, Trials
 from lrdist_keras.files import replacing
 from lrdist_keras.statistics import (
@@ -244,19 +245,29 @@ def _matrices_table(
                 for j in range(len(tasks))
             ]
             table.add_row(escape(task), *cells)
-        lost = [r["task_forgetting"] for r in runs if "task_forgetting" in r]
-        learned = [r["learned"] for r in runs if "task_forgetting" in r]
-        if lost:
+        sequential = [r for r in runs if "task_forgetting" in r]
+        if sequential:
+            learned = [_learned_tasks(r) for r in sequential]
             of_tasks = [
-                [f[j] for f, known in zip(lost, learned, strict=True) if known]
+                [
+                    r["task_forgetting"][j]
+                    for r, known in zip(sequential, learned, strict=True)
+                    if known[j]
+                ]
                 for j in range(len(tasks) - 1)
             ]
             table.add_row("forgetting", *map(_over_seeds, of_tasks), "", style="italic")
     table.caption = (
-        "forgetting: best accuracy before the end - final, of runs that learned every "
-        "task."
+        "forgetting: best accuracy before the end - final, of runs that learned that "
+        "task (2 standard errors above its majority rate)."
     )
     return table
+
+
+def _learned_tasks(record: Mapping[str, Any]) -> np.ndarray:
+    matrix = np.array(record["accuracy"], float)
+    rates, examples = (np.array(record[x]) for x in ("majority_rates", "examples"))
+    return metrics.learned_tasks(matrix, rates, examples)
 
 
 def _over_seeds(values: Sequence[float | None]) -> str:

@@ -46,7 +46,9 @@ def test_learned_is_two_standard_errors_above_the_majority(second, learned):
 
 def test_the_first_task_must_be_learned_too():
     matrix = np.array([[0.51, NAN], [0.51, 0.9]])
-    assert not metrics.learned(matrix, np.array([0.5, 0.5]), np.array([100, 100]))
+    rates, examples = np.array([0.5, 0.5]), np.array([100, 100])
+    assert not metrics.learned(matrix, rates, examples)
+    assert metrics.learned_tasks(matrix, rates, examples).tolist() == [False, True]
 
 
 # After each of three tasks, with the accuracy on the tasks to come.
