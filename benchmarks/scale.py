@@ -30,16 +30,17 @@ RESULT = Path(__file__).parent / "results" / "scale.json"
 EXAMPLES = [1_000, 4_000, 16_000, 64_000]
 LENGTHS = [16, 32, 64, 128, 256]
 SIZES = [(2, 128), (4, 256), (6, 384), (8, 512), (12, 768)]  # layers, width
+WARM_UP = 200  # steps
 RUNS = 100
 RATE = 5e-5
 
 
 def epoch(data: str, examples: int) -> dict[str, Any]:
-    """Trains one epoch on real rows, after one with a batch of every length."""
+    """Trains one epoch on real rows, after steps enough to see most lengths."""
     from lrdist_keras import preparation
     from lrdist_keras.config import ArmSettings, load
     from lrdist_keras.distribution import flat
-    from lrdist_keras.encoding import buckets, take
+    from lrdist_keras.encoding import take
 
     configuration = load(
         Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml",
@@ -50,12 +51,8 @@ def epoch(data: str, examples: int) -> dict[str, Any]:
     few = take(task.validation, np.arange(16))
     task = replace(task, validation=few, train_examples=examples)
     arm, rates = ArmSettings(name="flat", rate=RATE), flat(RATE, trainer.scheme)
-    bounds = buckets(configuration.training.max_length)
-    bucket_of = np.searchsorted(bounds, task.train.lengths)
-    batch = configuration.training.batch_size
-    chosen = [np.flatnonzero(bucket_of == i)[:batch] for i in range(len(bounds))]
-    each = take(task.train, np.concatenate(chosen))
-    trainer.run([replace(task, train=each, train_examples=None)], rates, arm, 0)
+    warm_up = min(1.0, WARM_UP / trainer.steps([task]))
+    trainer.run([task], rates, arm, 0, budget=warm_up)
     start = time.perf_counter()
     run = trainer.run([task], rates, arm, 0)
     return {
