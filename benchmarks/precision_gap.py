@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from saving import save
-from scipy import stats
 
 from lrdist_keras import preparation
 from lrdist_keras.config import ArmSettings, load
 from lrdist_keras.distribution import flat
 from lrdist_keras.encoding import take
+from lrdist_keras.statistics import t_interval
 from lrdist_keras.training import SequentialTrainer, TaskData
 
 RESULT = Path(__file__).parent / "results" / "precision_gap.json"
@@ -67,9 +67,7 @@ def trainers_and_task(
 
 def summary(gaps: np.ndarray) -> dict[str, float | list[float]]:
     """Returns the mean and its 95 % interval of t."""
-    mean, error = float(gaps.mean()), float(stats.sem(gaps))
-    half = error * float(stats.t.ppf(0.975, len(gaps) - 1))
-    return {"mean": mean, "interval": [mean - half, mean + half]}
+    return {"mean": float(gaps.mean()), "interval": list(t_interval(gaps))}
 
 
 def main() -> None:

@@ -247,13 +247,8 @@ def _matrices_table(
             table.add_row(escape(task), *cells)
         sequential = [r for r in runs if "task_forgetting" in r]
         if sequential:
-            learned = [_learned_tasks(r) for r in sequential]
             of_tasks = [
-                [
-                    r["task_forgetting"][j]
-                    for r, known in zip(sequential, learned, strict=True)
-                    if known[j]
-                ]
+                [r["task_forgetting"][j] for r in sequential if _learned_tasks(r)[j]]
                 for j in range(len(tasks) - 1)
             ]
             table.add_row("forgetting", *map(_over_seeds, of_tasks), "", style="italic")
