@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from math import prod
 from pathlib import Path
@@ -135,31 +136,78 @@ def _rewritten(inner: Any) -> Any:
         return tuple(map(_rewritten, inner))
     if isinstance(inner, ClosedJaxpr):
         return inner.replace(jaxpr=_rewritten(inner.jaxpr))
-    return inner.replace(eqns=[_rewritten_equation(e) for e in inner.eqns])
+    return inner.replace(eqns=[_rewritten_equation(e) for e in _turned(inner)])
+
+
+def _turned(jaxpr: Any) -> list[Any]:
+    """Returns equations that take b^T a^T for the transpose of a product a b.
+
+    JAX makes the gradient of a kernel as such a transpose. Of a product that is
+    row-major, everything that reads the gradient would read it across its rows.
+    """
+    uses = Counter(id(x) for e in jaxpr.eqns for x in e.invars)
+    uses.update(map(id, jaxpr.outvars))
+    places: dict[int, int] = {}  # of the products, by their results
+    equations: list[Any] = []
+    for equation in jaxpr.eqns:
+        if equation.primitive is primitives.transpose_p:
+            (operand,) = equation.invars
+            place = places.get(id(operand)) if uses[id(operand)] == 1 else None
+            if place is not None and (
+                turned := _turned_product(equations[place], equation)
+            ):
+                equations[place] = turned
+                continue
+        if _is_rewritten(equation):
+            places[id(equation.outvars[0])] = len(equations)
+        equations.append(equation)
+    return equations
+
+
+def _turned_product(product: Any, transpose: Any) -> Any:
+    """Returns b a for a product a b, where its transpose is just that, or None."""
+    (sum_a, sum_b), _ = product.params["dimension_numbers"]
+    a, b = product.invars
+    rows, columns = a.aval.ndim - len(sum_a), b.aval.ndim - len(sum_b)
+    # Longer than any permutation where there are several products.
+    order = (*range(rows, rows + columns), *range(rows))
+    if transpose.params["permutation"] != order:
+        return None
+    dimension_numbers = ((sum_b, sum_a), ((), ()))
+    return product.replace(
+        invars=[b, a],
+        outvars=transpose.outvars,
+        params=product.params | {"dimension_numbers": dimension_numbers},
+    )
 
 
 def _rewritten_equation(equation: Any) -> Any:
-    if equation.primitive is primitives.dot_general_p:
+    if _is_rewritten(equation):
         return _rewritten_product(equation)
     names = _INNER.get(equation.primitive, ())
     changed = {name: _rewritten(equation.params[name]) for name in names}
     return equation.replace(params=equation.params | changed)
 
 
-def _rewritten_product(equation: Any) -> Any:
+def _is_rewritten(equation: Any) -> bool:
+    """Whether an equation is a product that is computed from bfloat16."""
+    if equation.primitive is not primitives.dot_general_p:
+        return False
     a, b = (variable.aval for variable in equation.invars)
     (result,) = (variable.aval for variable in equation.outvars)
-    dimension_numbers = equation.params["dimension_numbers"]
-    _, rows, depth, columns = product_sizes(a, b, dimension_numbers)
-    stays = (
-        any(x.dtype != jnp.float32 for x in (a, b, result))
-        or equation.params["precision"] is not None
-        or equation.params["out_sharding"] is not None
-        or min(rows, columns) < _TILE_ROWS
-        or depth < _TILE_DEPTH
+    _, rows, depth, columns = product_sizes(a, b, equation.params["dimension_numbers"])
+    return (
+        all(x.dtype == jnp.float32 for x in (a, b, result))
+        and equation.params["precision"] is None
+        and equation.params["out_sharding"] is None
+        and min(rows, columns) >= _TILE_ROWS
+        and depth >= _TILE_DEPTH
     )
-    if stays:
-        return equation
+
+
+def _rewritten_product(equation: Any) -> Any:
+    a, b = (variable.aval for variable in equation.invars)
+    dimension_numbers = equation.params["dimension_numbers"]
     traced = jax.make_jaxpr(_product, static_argnums=2)(a, b, dimension_numbers)
     (call,) = traced.jaxpr.eqns
     return equation.replace(primitive=call.primitive, params=call.params)

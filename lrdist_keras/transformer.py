@@ -157,8 +157,10 @@ def _layer(
         return x @ kernel + jnp.concatenate(biases).astype(dtype)
 
     def by_head(x: Any) -> list:
-        split = x.reshape(batch, -1, x.shape[-1] // width, stack.heads, size)
-        return list(split.transpose(2, 0, 3, 1, 4))
+        # The gradient of `split` is one concatenation, of slices a sum of padded ones.
+        parts = jnp.split(x, x.shape[-1] // width, axis=-1)
+        split = (part.reshape(batch, -1, stack.heads, size) for part in parts)
+        return [part.transpose(0, 2, 1, 3) for part in split]
 
     size = width // stack.heads
     if first_only:

@@ -234,6 +234,38 @@ def test_products_inside_of_other_primitives(name):
     assert (error > 0) == (name != "while")
 
 
+@pytest.mark.parametrize("subscripts", ["td,dh->th", "bt,tdnh->bdnh", "btd,dnh->btnh"])
+def test_no_gradient_of_a_kernel_is_transposed(subscripts):
+    operands, _ = subscripts.split("->")
+    sizes = {"b": 33, "t": 34, "d": 35, "n": 3, "h": 16}
+    x, w = (
+        normal(i, *(sizes[k] for k in operand))
+        for i, operand in enumerate(operands.split(","))
+    )
+    gradient = jax.grad(lambda w: jnp.sum(jnp.sin(jnp.einsum(subscripts, x, w))))
+    rewritten = bfloat16_products(gradient)
+    traced = jax.make_jaxpr(rewritten)(w).jaxpr
+    (last,) = (e for e in traced.eqns if traced.outvars[0] in e.outvars)
+    assert last.params["name"] == "_product"
+    found, exact = jax.jit(rewritten)(w), jax.jit(gradient)(w)
+    assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_product_that_is_read_elsewhere_keeps_its_order():
+    x, y = normal(0, 48, 32), normal(1, 32, 16)
+    many = jnp.asarray(normal(2, 5, 16, 32))
+
+    def both(x):
+        product, batched = x @ y, many @ many.transpose(0, 2, 1)
+        return product.T, product, jnp.swapaxes(x @ y, 0, 1), batched.transpose(0, 2, 1)
+
+    rewritten = bfloat16_products(both)
+    assert products(rewritten, x) == 3 * ["bfloat16"]
+    for found, exact in zip(jax.jit(rewritten)(x), both(x), strict=True):
+        assert found.shape == exact.shape
+        assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
 def test_a_primitive_that_is_not_known_stays_untouched():
     def solve(x):
         return jax.lax.custom_linear_solve(
