@@ -7,13 +7,16 @@ is run alone with row-major operands, by XLA and where it is installed by PyTorc
 (oneDNN), in float32 and bfloat16. The faster counts, and how much faster it is than XLA
 says what handing products to oneDNN could bring. That of memory: the rate of adding two
 arrays that fit no cache. Then the parts of the step: forward, backward as the
-difference, Adam alone. Weights and tokens are drawn.
+difference, Adam alone, each a program of its own; and, from a trace of the training
+program itself, what its time goes into. Weights and tokens are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,9 +33,10 @@ from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 from rich.table import Table
 from saving import save
-from step import GEOMETRIES, RESULTS, preset
+from step import GEOMETRIES, RATE, RESULTS, job, preset
 
 from lrdist_keras.precision import in_precision, product_sizes
+from lrdist_keras.strategies import Terms
 
 Product = tuple[int, int, int, int]  # how many, rows, depth, columns
 PRECISIONS = ("float32", "bfloat16")
@@ -118,6 +122,91 @@ def ceilings(kinds: Counter[Product]) -> list[dict[str, Any]]:
         found.append({"product": product, "times": count, "seconds": timed})
     Console().print(table)
     return found
+
+
+PRODUCTS = "products"
+# What is in a thunk's name, its text or the name of its operation, first match first.
+KINDS = [
+    (PRODUCTS, r" dot\("),
+    ("Adam", r"/adam(_\d+)?/"),
+    ("sums and maxima: softmax, norms, biases", r" reduce\("),
+    ("transpositions and copies", r"^(transpose|copy|concatenate|bitcast_pad)"),
+    ("casts to bfloat16", r"^\S*convert"),
+    ("GELU", r"tanh"),
+    ("other work on single numbers", r""),
+]
+
+
+def kinds_of(hlo: str) -> dict[str, str]:
+    """Returns the kind of each instruction of a compiled program, by its name."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%(\S+) \(.*?\{$(.*?)^\}", hlo, re.M | re.S))
+    found = {}
+    for name, rest in re.findall(r"^ +(?:ROOT )?%(\S+) = (.*)$", hlo, re.M):
+        if re.search(r"[)}] (while|call|conditional|parameter)\(", rest):
+            continue  # their time is that of what they call
+        called = re.search(r"calls=%([\w.-]+)", rest)
+        text = f"{name} {rest} {bodies.get(called[1], '') if called else ''}"
+        found[name] = next(kind for kind, mark in KINDS if re.search(mark, text))
+    return found
+
+
+def traced(run: Callable[[], Any], kinds: dict[str, str]) -> Counter[str]:
+    """Returns seconds of each kind in a run; where several run, each has its share."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        changes = [
+            (moment, change, kinds[event.name])
+            for plane in planes
+            for line in plane.lines
+            for event in line.events
+            if event.name in kinds
+            for moment, change in ((event.start_ns, 1), (event.end_ns, -1))
+        ]
+    seconds: Counter[str] = Counter()
+    active: Counter[str] = Counter()
+    changes.sort(key=lambda x: x[:2])
+    before = changes[0][0]
+    for moment, change, kind in changes:
+        running = active.total()
+        for name, count in active.items():
+            seconds[name] += (moment - before) / 1e9 * count / max(running, 1)
+        seconds["nothing"] += (moment - before) / 1e9 * (running == 0)
+        active[kind] += change
+        before = moment
+    return seconds
+
+
+def training_profile(geometry: dict[str, Any], precision: str) -> dict[str, float]:
+    """Returns the seconds of a step of the training program, by kind."""
+    shape = geometry["steps"], geometry["batch"], geometry["length"]
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 4000, shape).astype(np.int32)
+    batches = {
+        "token_ids": ids,
+        "segment_ids": np.zeros_like(ids),
+        "padding_mask": np.ones_like(ids),
+        "labels": rng.integers(0, 2, shape[:2]),
+    }
+    trainer, held, carried, inputs = job(geometry, batches, precision)
+    programs = trainer.programs
+
+    def given() -> tuple:
+        numbers = np.int32(shape[0]), np.float32(100), np.float32(1e6), np.float32(RATE)
+        return (*carried, inputs, *numbers, Terms())
+
+    program: Any = programs.training("plain", (2,), held, given())
+
+    def run() -> None:
+        *carried[:], loss = program(*given())
+        jax.block_until_ready((carried, loss))
+
+    for _ in range(2):
+        run()
+    found = traced(run, kinds_of(program.as_text()))
+    return {name: s / shape[0] for name, s in found.most_common()}
 
 
 def main() -> None:
@@ -212,6 +301,13 @@ def main() -> None:
             f"Each product by the faster of the two: {1e3 * saved:.0f} ms less forward "
             f"and backward, {step / (step - saved):.2f} times as fast."
         )
+    profile = training_profile(geometry, given.precision)
+    table = Table("what runs", "ms", "share", title="a step of the training program")
+    for name, s in profile.items():
+        table.add_row(name, f"{1e3 * s:.1f}", f"{s / sum(profile.values()):.0%}")
+    Console().print(table)
+    share = ideals["forward and backward"] / profile[PRODUCTS]
+    print(f"In the step its products reach {share:.0%} of their ceiling.")
     result = {
         "geometry": geometry,
         "precision": given.precision,
@@ -221,6 +317,7 @@ def main() -> None:
         "seconds": seconds,
         "seconds_at_ceiling": ideals,
         "seconds_that_onednn_would_save": saved,
+        "seconds_by_kind": profile,
     }
     save(given.out, result)
 

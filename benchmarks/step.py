@@ -53,7 +53,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "batch": 16,
         "length": 128,
         "dropout": 0.0,
-        "steps": 1,
+        "steps": 4,
         "blocks": 6,
     },
 }
