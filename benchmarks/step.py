@@ -336,7 +336,7 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
         result[side] = {
             "examples_per_second": examples / float(np.median(these)),
             "seconds_per_step": float(np.median(these)) / geometry["steps"],
-            "times_ours_float32": float(np.median(these) / np.median(first)),
+            "times_first_side": float(np.median(these) / np.median(first)),
             "interval": interval(these, first),
         }
     return {**geometry, "sides": result}
@@ -365,14 +365,14 @@ def main() -> None:
     for name in [given.geometry] if given.geometry else GEOMETRIES:
         found = measure(name, given.data, sides)
         title = f"{name}: batch {found['batch']}, length {found['length']}"
-        table = Table("", "examples/s", "ms a step", "time / ours float32", title=title)
+        table = Table("", "examples/s", "ms a step", f"time / {sides[0]}", title=title)
         for side, x in found["sides"].items():
             low, high = x["interval"]
             table.add_row(
                 side,
                 f"{x['examples_per_second']:.1f}",
                 f"{1000 * x['seconds_per_step']:.0f}",
-                f"{x['times_ours_float32']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{x['times_first_side']:.2f} [{low:.2f}, {high:.2f}]",
             )
         Console().print(table)
         save(given.out / f"step_{name}.json", found)
