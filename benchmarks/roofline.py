@@ -184,7 +184,7 @@ def training_profile(geometry: dict[str, Any], precision: str) -> dict[str, floa
     shape = geometry["steps"], geometry["batch"], geometry["length"]
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 4000, shape).astype(np.int32)
-    batches = {
+    batches: dict[str, np.ndarray] = {
         "token_ids": ids,
         "segment_ids": np.zeros_like(ids),
         "padding_mask": np.ones_like(ids),
