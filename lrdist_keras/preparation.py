@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -310,11 +311,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _processor() -> str:
+    """Returns the model of the processor, or its architecture where that is all."""
+    path = Path("/proc/cpuinfo")  # only Linux has it
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    names = re.findall(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return names[0] if names else platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """Returns what the results were computed on."""
     return {
         "system": platform.platform(),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
     }
