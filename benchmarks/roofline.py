@@ -5,9 +5,10 @@
 The ceiling of products: every matrix product of the traced step, forward and backward,
 is run alone with row-major operands, by XLA and where it is installed by PyTorch
 (oneDNN), in float32 and bfloat16, and the faster counts. That of memory: the rate of
-adding two arrays that fit no cache. Then the parts of the step: forward, backward as the
-difference, Adam alone, each a program of its own; and, from a trace of the training
-program itself, what its time goes into. Weights and tokens are drawn.
+adding two arrays that fit no cache. Then the parts of the step, each a program of its
+own: forward, backward as the difference, Adam alone. Last, from a trace of the training
+program itself, what its time goes into, and what handing its products to oneDNN could
+bring. Weights and tokens are drawn.
 """
 
 from __future__ import annotations
