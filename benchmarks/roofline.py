@@ -147,8 +147,7 @@ def kinds_of(hlo: str) -> dict[str, str]:
             continue  # their time is that of what they call
         called = re.search(r"calls=%([\w.-]+)", rest)
         text = f"{name} {rest} {bodies.get(called[1], '') if called else ''}"
-        kinds = (kind for kind, mark in KINDS if re.search(mark, text, re.S))
-        found[name] = next(kinds)
+        found[name] = next(kind for kind, x in KINDS if re.search(x, text, re.S))
     return found
 
 

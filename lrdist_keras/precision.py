@@ -140,7 +140,7 @@ def _rewritten(inner: Any) -> Any:
 
 
 def _turned(jaxpr: Any) -> list[Any]:
-    """Returns equations that take b^T a^T for the transpose of a product a b.
+    """Returns equations where b^T a^T stands for (a b)^T, if nothing else reads a b.
 
     JAX makes the gradient of a kernel as such a transpose. Of a product that is
     row-major, everything that reads the gradient would read it across its rows.
@@ -165,7 +165,7 @@ def _turned(jaxpr: Any) -> list[Any]:
 
 
 def _turned_product(product: Any, transpose: Any) -> Any:
-    """Returns b a for a product a b, where its transpose is just that, or None."""
+    """Returns one product for a product and its transpose, or None if none does."""
     (sum_a, sum_b), _ = product.params["dimension_numbers"]
     a, b = product.invars
     rows, columns = a.aval.ndim - len(sum_a), b.aval.ndim - len(sum_b)
