@@ -60,18 +60,30 @@ def resolve_here(precision: str) -> str:
 
 def cpu_flags_here() -> frozenset[str]:
     """Returns what `cpu_flags` finds here; nothing where it is not told."""
-    path = Path("/proc/cpuinfo")  # only Linux has it
-    return (
-        cpu_flags(path.read_text("utf-8", "replace")) if path.is_file() else frozenset()
-    )
+    return cpu_flags(_cpuinfo())
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
     """Returns flags and maker of the first processor in the text of `/proc/cpuinfo`."""
+    entries = _first_processor(cpuinfo)
+    both = entries.get("flags", ""), entries.get("vendor_id", "")
+    return frozenset(" ".join(both).split())
+
+
+def cpu_model_here() -> str:
+    """Returns the name of the processor's model; nothing where it is not told."""
+    return _first_processor(_cpuinfo()).get("model name", "")
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")  # only Linux has it
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
+
+
+def _first_processor(cpuinfo: str) -> dict[str, str]:
     first, *_ = cpuinfo.split("\n\n")
     lines = (line.partition(":") for line in first.splitlines())
-    entries = {key.strip(): value.split() for key, _, value in lines}
-    return frozenset(entries.get("flags", []) + entries.get("vendor_id", []))
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def backbone_policy(precision: str) -> str:

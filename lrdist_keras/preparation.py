@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from lrdist_keras.masked_language import (
     cached_pretraining_fisher,
 )
 from lrdist_keras.models import find_preset, load_encoder
-from lrdist_keras.precision import resolve_here
+from lrdist_keras.precision import cpu_model_here, resolve_here
 from lrdist_keras.shifts import (
     LabelShares,
     Part,
@@ -311,19 +310,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
-    """Returns the model of the processor, or its architecture where that is all."""
-    path = Path("/proc/cpuinfo")  # only Linux has it
-    text = path.read_text("utf-8", "replace") if path.is_file() else ""
-    names = re.findall(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    return names[0] if names else platform.machine()
-
-
 def machine() -> dict[str, Any]:
     """Returns what the results were computed on."""
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": cpu_model_here() or platform.machine(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
     }
