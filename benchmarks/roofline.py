@@ -33,9 +33,11 @@ from jax.extend.core import jaxprs_in_params
 from rich.console import Console
 from rich.table import Table
 from saving import save
-from step import GEOMETRIES, RATE, RESULTS, job, preset
+from step import GEOMETRIES, RATE, RESULTS, job
 
+from lrdist_keras.models import new_head
 from lrdist_keras.precision import in_precision, product_sizes, resolve_here
+from lrdist_keras.programs import Programs
 from lrdist_keras.strategies import Terms
 
 Product = tuple[int, int, int, int]  # how many, rows, depth, columns
@@ -180,22 +182,27 @@ def traced(run: Callable[[], Any], kinds: dict[str, str]) -> Counter[str]:
     return seconds
 
 
-def training_profile(geometry: dict[str, Any], precision: str) -> Counter[str]:
-    """Returns the seconds of a step of the training program, by kind."""
+def drawn(geometry: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns batches of full rows for a call of the training program."""
     shape = geometry["steps"], geometry["batch"], geometry["length"]
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 4000, shape).astype(np.int32)
-    batches: dict[str, np.ndarray] = {
+    return {
         "token_ids": ids,
         "segment_ids": np.zeros_like(ids),
         "padding_mask": np.ones_like(ids),
         "labels": rng.integers(0, 2, shape[:2]),
     }
-    trainer, held, carried, inputs = job(geometry, batches, precision)
-    programs = trainer.programs
+
+
+def training_profile(
+    programs: Programs, held: int | None, carried: list[Any], inputs: dict[str, Any]
+) -> Counter[str]:
+    """Returns the seconds of a step of the training program, by kind."""
+    steps = len(inputs["labels"])
 
     def given() -> tuple:
-        numbers = np.int32(shape[0]), np.float32(100), np.float32(1e6), np.float32(RATE)
+        numbers = np.int32(steps), np.float32(100), np.float32(1e6), np.float32(RATE)
         return (*carried, inputs, *numbers, Terms())
 
     program: Any = programs.training("plain", (2,), held, given())
@@ -207,7 +214,7 @@ def training_profile(geometry: dict[str, Any], precision: str) -> Counter[str]:
     for _ in range(2):
         run()
     found = traced(run, kinds_of(program.as_text()))
-    return Counter({name: s / shape[0] for name, s in found.items()})
+    return Counter({name: s / steps for name, s in found.items()})
 
 
 def print_profile(profile: Counter[str], ceiling: float) -> None:
@@ -234,22 +241,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default=here)
     parser.add_argument("--out", type=Path, help="a file")
     given = parser.parse_args()
-    from lrdist_keras.config import TrainingSettings
-    from lrdist_keras.models import load_encoder, new_head
-    from lrdist_keras.programs import Programs
-    from lrdist_keras.training import SequentialTrainer
-
     geometry = GEOMETRIES[given.geometry]
-    batch, length = geometry["batch"], geometry["length"]
-    encoder = load_encoder(preset(geometry), precision=given.precision)
+    batches = drawn(geometry)
+    trainer, held, carried, call_inputs = job(geometry, batches, given.precision)
+    encoder, programs = trainer.encoder, trainer.programs
+    inputs = {name: x[0] for name, x in batches.items()}
+    labels = inputs.pop("labels")
     rng = np.random.default_rng(0)
-    ids = rng.integers(1000, 4000, (batch, length)).astype(np.int32)
-    inputs = {
-        "token_ids": ids,
-        "segment_ids": np.zeros_like(ids),
-        "padding_mask": np.ones_like(ids),
-    }
-    labels = rng.integers(0, 2, batch)
     weights = [
         jnp.array(w) for w in [*encoder.weights, *new_head(2, encoder.width, rng)]
     ]
@@ -257,22 +255,20 @@ def main() -> None:
     def loss(weights: list) -> Any:
         features, _ = encoder.features(weights[:-2], encoder.state, inputs, True)
         logits = features @ weights[-2] + weights[-1]
-        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(batch), labels])
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
 
     gradient = jax.grad(loss)
     forward = jax.jit(in_precision(loss, given.precision))
     both = jax.jit(in_precision(gradient, given.precision))
-    trainer = SequentialTrainer(encoder, TrainingSettings(batch_size=batch))
-    programs: Programs = trainer.programs
     state = programs.optimizer_state((2,), None, dict.fromkeys(trainer.groups, 1.0))
     optimizer = programs._optimizer((2,), None)
     update = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
     gradients = both(weights)
-    carried = [state, [jnp.array(w) for w in weights]]
+    updated = [state, [jnp.array(w) for w in weights]]
 
     def adam() -> Any:
-        carried[1], carried[0] = map(list, update(carried[0], gradients, carried[1]))
-        return carried
+        updated[1], updated[0] = map(list, update(updated[0], gradients, updated[1]))
+        return updated
 
     kinds = {
         "forward": products(jax.make_jaxpr(loss)(weights).jaxpr),
@@ -310,7 +306,7 @@ def main() -> None:
     )
     profile: Counter[str] = Counter()
     if jax.default_backend() == "cpu":  # elsewhere the names in a trace are others
-        profile = training_profile(geometry, given.precision)
+        profile = training_profile(programs, held, carried, call_inputs)
     if profile:
         print_profile(profile, ideals["forward and backward"])
     result = {
