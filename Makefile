@@ -28,9 +28,10 @@ test-backends: $(VENV)/torch.stamp
 
 # Ours against Keras `fit` and PyTorch. About an hour on two cores; step.py alone, 10 min.
 bench: $(VENV)/bench-$(PLATFORM).stamp
-	for name in step roofline encoding population sequence trials scale; do \
-	  JAX_PLATFORMS=$(JAX_OF_$(PLATFORM)) $(BIN)/python benchmarks/$$name.py \
-	    $$(test $$name = roofline || echo --data $(DATA)) || exit 1; \
+	for command in "step.py --data $(DATA)" roofline.py "roofline.py --geometry base" \
+	  "encoding.py --data $(DATA)" "population.py --data $(DATA)" \
+	  "sequence.py --data $(DATA)" "trials.py --data $(DATA)" "scale.py --data $(DATA)"; do \
+	  JAX_PLATFORMS=$(JAX_OF_$(PLATFORM)) $(BIN)/python benchmarks/$$command || exit 1; \
 	done
 
 lint: $(VENV)/lint.stamp

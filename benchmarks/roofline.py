@@ -320,7 +320,7 @@ def main() -> None:
         "seconds_by_kind": profile,
     }
     name = f"roofline_{given.geometry}_{given.precision}.json"
-    save(given.out or RESULTS / name, result)
+    save(given.out or RESULTS / name, result, "torch")
 
 
 if __name__ == "__main__":

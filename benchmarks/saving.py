@@ -10,7 +10,13 @@ from lrdist_keras.files import write_text
 from lrdist_keras.preparation import machine, versions
 
 
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result as JSON, after the machine and the versions that made it."""
-    content = {"machine": machine(), "versions": versions(), **result}
+def save(path: Path, result: dict[str, Any], *packages: str) -> None:
+    """Writes a result as JSON, after the machine and the versions that made it.
+
+    Args:
+        path: Of the file.
+        result: What was measured.
+        *packages: That it depends on beside those of `lrdist_keras`.
+    """
+    content = {"machine": machine(), "versions": versions(*packages), **result}
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -208,7 +208,7 @@ def main() -> None:
         "seconds": seconds,
         "accuracy": accuracy,
     }
-    save(given.out, result)
+    save(given.out, result, "torch", "transformers")
 
 
 if __name__ == "__main__":

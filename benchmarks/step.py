@@ -11,8 +11,9 @@ transformers' BertForSequenceClassification.
 Ours has memory in pages of 2 MiB, since `lrdist` sees to that on Linux; the others have
 it where their name says so. `two devices` is `keras.distribution.DataParallel` on two
 devices that JAX makes of the one CPU.
-Needs prepared TFDS data in FOLDER, and PyTorch and transformers (`make bench`); for all
-sides of `base` at once more than 24 GiB of memory, or some `--without`.
+Needs prepared TFDS data in FOLDER, PyTorch and transformers (`make bench`), and 24 GiB
+of memory, into which not all sides of `base` go at once: compiled PyTorch has a run of
+its own, against ours and autocast.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,27 @@ SIDES: dict[str, Callable[..., Callable[[], None]]] = {
     "PyTorch, compiled autocast": lambda g, b: pytorch(g, b, True, True),
 }
 
+_MAIN_SIDES = (
+    "ours, float32",
+    "ours, bfloat16",
+    "Keras fit, float32",
+    "PyTorch, float32",
+    "PyTorch, autocast",
+)
+_COMPILED_SIDES = (
+    "ours, bfloat16",
+    "PyTorch, autocast",
+    "PyTorch, compiled",
+    "PyTorch, compiled autocast",
+)
+# What is measured together: a name, a geometry and sides.
+RUNS: list[tuple[str, str, Iterable[str]]] = [
+    ("minilm", "minilm", SIDES),
+    ("minilm_dropout", "minilm_dropout", _MAIN_SIDES),
+    ("base", "base", _MAIN_SIDES),
+    ("base_compiled", "base", _COMPILED_SIDES),
+]
+
 
 def environment(side: str) -> dict[str, str]:
     """Returns that of a side's process."""
@@ -306,7 +328,8 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
     geometry = GEOMETRIES[name]
     with tempfile.TemporaryDirectory() as folder:
         batches = f"{folder}/batches.npz"
-        np.savez(batches, **rows(data, geometry))
+        arrays = rows(data, geometry)
+        np.savez(batches, **arrays)
         processes = {}
         for side in sides:
             command = [sys.executable, __file__, "--geometry", name, "--side", side]
@@ -339,7 +362,8 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
             "times_first_side": float(np.median(these) / np.median(first)),
             "interval": interval(these, first),
         }
-    return {**geometry, "sides": result}
+    tokens = float(arrays["padding_mask"].mean())
+    return {**geometry, "share_of_tokens": tokens, "sides": result}
 
 
 def main() -> None:
@@ -361,10 +385,15 @@ def main() -> None:
     without = set(given.without)
     if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
         without.add("ours, float32, two devices")
-    sides = [side for side in SIDES if side not in without]
-    for name in [given.geometry] if given.geometry else GEOMETRIES:
-        found = measure(name, given.data, sides)
-        title = f"{name}: batch {found['batch']}, length {found['length']}"
+    for name, geometry, all_sides in RUNS:
+        if given.geometry not in (None, geometry):
+            continue
+        sides = [side for side in all_sides if side not in without]
+        found = measure(geometry, given.data, sides)
+        title = (
+            f"{name}: batch {found['batch']}, length {found['length']}, of which "
+            f"{found['share_of_tokens']:.0%} tokens"
+        )
         table = Table("", "examples/s", "ms a step", f"time / {sides[0]}", title=title)
         for side, x in found["sides"].items():
             low, high = x["interval"]
@@ -375,7 +404,7 @@ def main() -> None:
                 f"{x['times_first_side']:.2f} [{low:.2f}, {high:.2f}]",
             )
         Console().print(table)
-        save(given.out / f"step_{name}.json", found)
+        save(given.out / f"step_{name}.json", found, "torch", "transformers")
 
 
 if __name__ == "__main__":

@@ -299,10 +299,14 @@ def _seen(split: Split, configuration: Configuration) -> Split:
     return split
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results depend on.
+
+    Args:
+        *more: Packages that this result depends on, too.
+    """
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
