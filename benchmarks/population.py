@@ -25,6 +25,7 @@ from saving import save
 from step import GEOMETRIES, RATE, RESULTS, job, rows
 
 from lrdist_keras.distribution import kenneweg2022
+from lrdist_keras.pages import take_large_pages
 from lrdist_keras.precision import in_precision, resolve_here
 from lrdist_keras.strategies import Terms
 
@@ -32,6 +33,7 @@ GEOMETRY = GEOMETRIES["minilm"] | {"batch": 16, "steps": 4}
 
 
 def main() -> None:
+    take_large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4])

@@ -36,6 +36,7 @@ from saving import save
 from step import GEOMETRIES, RATE, RESULTS, job
 
 from lrdist_keras.models import new_head
+from lrdist_keras.pages import take_large_pages
 from lrdist_keras.precision import in_precision, product_sizes, resolve_here
 from lrdist_keras.programs import Programs
 from lrdist_keras.strategies import Terms
@@ -234,6 +235,7 @@ def print_profile(profile: Counter[str], ceiling: float) -> None:
 
 
 def main() -> None:
+    take_large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     choices = [name for name, x in GEOMETRIES.items() if not x["dropout"]]
     parser.add_argument("--geometry", choices=choices, default="minilm")

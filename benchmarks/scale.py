@@ -26,6 +26,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 
+from lrdist_keras.pages import take_large_pages
+
 RESULT = Path(__file__).parent / "results" / "scale.json"
 EXAMPLES = [1_000, 4_000, 16_000, 64_000]
 LENGTHS = [16, 32, 64, 128, 256]
@@ -134,6 +136,7 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
 
 
 def main() -> None:
+    take_large_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
     parser.add_argument("--only", choices=["examples", "length", "size", "runs"])

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from step import environment
+
 RESULT = Path(__file__).parent / "results" / "sequence.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
 TASKS = ("sst2", "mrpc")
@@ -131,7 +133,9 @@ def ours(
         command = [lrdist, "compare", str(CONFIGURATION), "--out", out]
         for override in overrides:
             command += ["--set", override]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        # `lrdist` takes large pages by itself.
+        usual = environment(large_pages=False)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=usual)
         (line,) = (Path(out) / "runs.jsonl").read_text("utf-8").splitlines()
     return json.loads(line)["accuracy"]
 
@@ -172,6 +176,7 @@ def main() -> None:
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
+                env=environment(large_pages=False),
             )
             return json.loads(result.stdout.splitlines()[-1])
 

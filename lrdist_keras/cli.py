@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lrdist_keras.pages import take_large_pages
+
 app = typer.Typer(
     help="Learning-rate distributions for fine-tuning transformers without forgetting.",
     no_args_is_help=True,
@@ -26,31 +28,11 @@ OverridesOption = Annotated[
 
 def main() -> None:
     """Runs `lrdist`."""
-    _take_large_pages()
+    take_large_pages()
     # Training runs on JAX; Keras reads its choice when it is first imported.
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app()
-
-
-def _take_large_pages() -> None:
-    """Starts this process anew, with a C library that asks Linux for pages of 2 MiB.
-
-    Every call of a training program allocates some hundred megabytes, which with pages
-    of 4 KiB takes 7 % longer (`benchmarks/step.py`). glibc reads the setting only when
-    a process starts; one that is there already is left as it is.
-    """
-    name = "GLIBC_TUNABLES"
-    # Of what came from standard input nothing is left to read again.
-    repeatable = sys.argv[0] not in ("", "-") and sys.executable
-    if sys.platform == "linux" and repeatable and name not in os.environ:
-        os.environ[name] = "glibc.malloc.hugetlb=1"
-        sys.stdout.flush()
-        sys.stderr.flush()
-        try:
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-        except OSError:  # it goes without
-            del os.environ[name]
 
 
 @app.command()
