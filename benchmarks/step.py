@@ -390,9 +390,9 @@ def main() -> None:
     if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
         without.add("ours, float32, two devices")
     for name, geometry, all_sides in RUNS:
-        if given.geometry not in (None, geometry):
-            continue
         sides = [side for side in all_sides if side not in without]
+        if not sides or given.geometry not in (None, geometry):
+            continue
         found = measure(geometry, given.data, sides)
         title = (
             f"{name}: batch {found['batch']}, length {found['length']}, of which "
