@@ -26,7 +26,7 @@ test-backends: $(VENV)/torch.stamp
 	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
 	done
 
-# Ours against Keras `fit` and PyTorch. About an hour on two cores; step.py alone, 10 min.
+# Ours against Keras `fit` and PyTorch. 90 minutes on two cores, 40 of them for step.py.
 bench: $(VENV)/bench-$(PLATFORM).stamp
 	for command in "step.py --data $(DATA)" roofline.py "roofline.py --geometry base" \
 	  "encoding.py --data $(DATA)" "population.py --data $(DATA)" \

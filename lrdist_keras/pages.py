@@ -13,7 +13,7 @@ def take_large_pages() -> None:
     """Starts this process anew, with a C library that asks Linux for pages of 2 MiB.
 
     Every call of a training program allocates some hundred megabytes, which with pages
-    of 4 KiB takes 7 % longer (`benchmarks/step.py`). glibc reads the setting only when
+    of 4 KiB takes some percent longer (`benchmarks/step.py`). glibc reads the setting only when
     a process starts; one that is there already is left as it is.
     """
     # Of what came from standard input nothing is left to read again.
