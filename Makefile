@@ -29,8 +29,9 @@ test-backends: $(VENV)/torch.stamp
 # Ours against Keras `fit` and PyTorch. 90 minutes on two cores, 40 of them for step.py.
 bench: $(VENV)/bench-$(PLATFORM).stamp
 	for command in "step.py --data $(DATA)" roofline.py "roofline.py --geometry base" \
-	  "encoding.py --data $(DATA)" "population.py --data $(DATA)" \
-	  "sequence.py --data $(DATA)" "trials.py --data $(DATA)" "scale.py --data $(DATA)"; do \
+	  "roofline.py --precision float32" "encoding.py --data $(DATA)" \
+	  "population.py --data $(DATA)" "sequence.py --data $(DATA)" \
+	  "trials.py --data $(DATA)" "scale.py --data $(DATA)"; do \
 	  JAX_PLATFORMS=$(JAX_OF_$(PLATFORM)) $(BIN)/python benchmarks/$$command || exit 1; \
 	done
 

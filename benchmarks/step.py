@@ -1,6 +1,6 @@
 """Training steps of ours, of Keras `fit` and of PyTorch, in turn on one machine.
 
-    python benchmarks/step.py --data FOLDER [--geometry minilm] [--out FOLDER]
+    python benchmarks/step.py --data FOLDER [--only minilm] [--out FOLDER]
 
 The same job for each: a BERT with a linear head, the cross-entropy of two classes, Adam
 on all weights in float32, the same rows of MRPC padded to one length. Each side is a
@@ -13,7 +13,7 @@ it where their name says so. `two devices` is `keras.distribution.DataParallel` 
 devices that JAX makes of the one CPU.
 Needs prepared TFDS data in FOLDER, PyTorch and transformers (`make bench`), and 24 GiB
 of memory, into which not all sides of `base` go at once: compiled PyTorch has a run of
-its own, against ours and autocast.
+its own, `base_compiled`, against ours and autocast.
 """
 
 from __future__ import annotations
@@ -281,13 +281,13 @@ _COMPILED_SIDES = (
     "PyTorch, compiled",
     "PyTorch, compiled autocast",
 )
-# What is measured together: a name, a geometry and sides.
-RUNS: list[tuple[str, str, Iterable[str]]] = [
-    ("minilm", "minilm", SIDES),
-    ("minilm_dropout", "minilm_dropout", _MAIN_SIDES),
-    ("base", "base", _MAIN_SIDES),
-    ("base_compiled", "base", _COMPILED_SIDES),
-]
+# What is measured together: a geometry and sides.
+RUNS: dict[str, tuple[str, Iterable[str]]] = {
+    "minilm": ("minilm", SIDES),
+    "minilm_dropout": ("minilm_dropout", _MAIN_SIDES),
+    "base": ("base", _MAIN_SIDES),
+    "base_compiled": ("base", _COMPILED_SIDES),
+}
 
 
 def has_large_pages(side: str) -> bool:
@@ -373,10 +373,11 @@ def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder of prepared TFDS data")
-    parser.add_argument("--geometry", choices=GEOMETRIES)
+    parser.add_argument("--only", choices=RUNS)
     parser.add_argument("--without", nargs="*", default=[], choices=SIDES)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--geometry", choices=GEOMETRIES, help=argparse.SUPPRESS)
     parser.add_argument("--batches", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
@@ -389,10 +390,9 @@ def main() -> None:
     without = set(given.without)
     if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
         without.add("ours, float32, two devices")
-    for name, geometry, all_sides in RUNS:
+    for name in [given.only] if given.only else RUNS:
+        geometry, all_sides = RUNS[name]
         sides = [side for side in all_sides if side not in without]
-        if not sides or given.geometry not in (None, geometry):
-            continue
         found = measure(geometry, given.data, sides)
         title = (
             f"{name}: batch {found['batch']}, length {found['length']}, of which "

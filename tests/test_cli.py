@@ -57,11 +57,12 @@ def test_large_pages_are_asked_for_unless_something_else_is(own):
     assert started == [f"{x} ['compare', '--help']" for x in expected]
 
 
-def test_a_program_from_standard_input_is_not_started_again():
+@pytest.mark.parametrize("program", ["-", "/dev/stdin"])
+def test_a_program_from_standard_input_is_not_started_again(program):
     environment = dict(os.environ)
     environment.pop("GLIBC_TUNABLES", None)
     result = subprocess.run(
-        [sys.executable, "-", "compare", "--help"],
+        [sys.executable, program, "compare", "--help"],
         input="from lrdist_keras.cli import main; main()",
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 # From the bottom up: a module imports only what stands before it.
 ORDER = """
-files imports precision compilation groups distribution optimizer metrics drift
+files imports pages precision compilation groups distribution optimizer metrics drift
 statistics config tasks encoding vocabulary transformer models features shifts
 regularizers strategies masked_language moments programs training measures preparation
 surrogate oracle distributed search comparison report cli
