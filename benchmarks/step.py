@@ -329,14 +329,14 @@ def interval(a: np.ndarray, b: np.ndarray) -> list[float]:
 def measure(name: str, data: str, sides: list[str]) -> dict[str, Any]:
     from rich.progress import track
 
-    geometry = GEOMETRIES[name]
+    geometry = GEOMETRIES[RUNS[name][0]]
     with tempfile.TemporaryDirectory() as folder:
         batches = f"{folder}/batches.npz"
         arrays = rows(data, geometry)
         np.savez(batches, **arrays)
         processes = {}
         for side in sides:
-            command = [sys.executable, __file__, "--geometry", name, "--side", side]
+            command = [sys.executable, __file__, "--only", name, "--side", side]
             processes[side] = subprocess.Popen(
                 [*command, "--batches", batches],
                 stdin=subprocess.PIPE,
@@ -377,11 +377,10 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=SIDES)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--geometry", choices=GEOMETRIES, help=argparse.SUPPRESS)
     parser.add_argument("--batches", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        serve(given.side, GEOMETRIES[given.geometry], given.batches)
+        serve(given.side, GEOMETRIES[RUNS[given.only][0]], given.batches)
         return
     from rich.console import Console
     from rich.table import Table
@@ -391,9 +390,8 @@ def main() -> None:
     if os.environ.get("JAX_PLATFORMS", "cpu") != "cpu":
         without.add("ours, float32, two devices")
     for name in [given.only] if given.only else RUNS:
-        geometry, all_sides = RUNS[name]
-        sides = [side for side in all_sides if side not in without]
-        found = measure(geometry, given.data, sides)
+        sides = [side for side in RUNS[name][1] if side not in without]
+        found = measure(name, given.data, sides)
         title = (
             f"{name}: batch {found['batch']}, length {found['length']}, of which "
             f"{found['share_of_tokens']:.0%} tokens"
