@@ -8,6 +8,7 @@
 
 # %%
 import tempfile
+import warnings
 
 import jax
 import keras
@@ -202,7 +203,7 @@ half.fit(data, target, verbose=0)
 # ## Saving and resuming
 #
 # A `.keras` file holds everything once: groups, multipliers, the inner optimizer with
-# its state and schedule. A checkpoint of other groups is refused by name.
+# its state and schedule. A new process loads it after `import lrdist_keras` alone.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -218,6 +219,44 @@ with tempfile.TemporaryDirectory() as folder:
 resumed.fit(data, target, verbose=0)
 
 # %% [markdown]
+# State is loaded whole or not at all. A checkpoint of another optimizer, of other
+# groups, of another inner optimizer or of other options of it is skipped with a warning
+# that names the difference; the weights of the model are loaded in any case. An
+# optimizer that is not built yet has no place for state, as everywhere in Keras: call
+# `optimizer.build(model.trainable_variables)` before `load_weights`.
+#
+# Where a `LossScaleOptimizer` stands outermost, it loads all variables by their
+# position, whatever class is inside, as it does with Keras's own optimizers.
+#
+# ### A KerasHub task compiles itself anew
+#
+# A KerasHub task compiles itself with its own Adam whenever it is made or loaded: by
+# `keras.models.load_model`, with `compile=False` too, and by `from_preset`. The weights
+# are those that were saved, the optimizer is not, whichever it was; Keras warns that
+# it skips its state. To go on training, compile again, build, and load the state from
+# the same file:
+
+# %%
+with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the task's own Adam skips our state
+    classifier.save(f"{folder}/classifier.keras")
+    loaded = keras.models.load_model(f"{folder}/classifier.keras")
+    assert type(loaded.optimizer) is not LayerwiseOptimizer
+    loaded.compile(
+        LayerwiseOptimizer.from_config(classifier.optimizer.get_config()),
+        keras.losses.SparseCategoricalCrossentropy(True),
+    )
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(f"{folder}/classifier.keras")
+assert int(loaded.optimizer.iterations) == int(classifier.optimizer.iterations) == 1
+
+# %% [markdown]
+# Files of tasks that version 0.1 saved end in an error where the task's own Adam meets
+# them, "A total of 1 objects could not be loaded". Make the task from its backbone,
+# compile it with a `LayerwiseOptimizer`, build that, and call `load_weights` with the
+# old `.keras` or `.weights.h5` file: weights and state are loaded.
+
+# %% [markdown]
 # ## What differs from the plain optimizer
 #
 # - A multiplier of 0 keeps the bits of a weight whatever momentum was gathered; a plain
@@ -231,4 +270,5 @@ resumed.fit(data, target, verbose=0)
 # - `to_multi_optimizer()` gives the equivalent `keras.optimizers.MultiOptimizer` for
 #   the same model, and refuses global clipping and multipliers that follow the step.
 # - Layers that are added, frozen or unfrozen after the optimizer was built need a new
-#   optimizer, as everywhere in Keras; a multiplier of 0 does not.
+#   optimizer, as everywhere in Keras; a multiplier of 0 does not. A group whose layers
+#   are all frozen before that keeps its place and its multiplier, with a warning.

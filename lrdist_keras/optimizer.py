@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from glob import escape
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +29,10 @@ Multipliers = Mapping[str, float] | Sequence[float]
 Schedule = Callable[[Any], Any]
 
 _LARGEST = float(np.finfo(np.float32).max)
-_NAMES = "group_names"
+_BY_PATTERN = (
+    "make a distribution for your groups: `Distribution(PatternScheme(groups), rates)` "
+    "with a rate for each, or `llrd(rate, decay, PatternScheme(groups))`."
+)
 # An array, because TensorFlow takes the number for the 0.0 that it has cached.
 _NEGATIVE_ZERO = np.array(-0.0, "float32")
 
@@ -76,8 +80,8 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: If the inner optimizer is built, is itself a wrapper or cannot be
-            scaled, or groups or multipliers are malformed; in `build`, if the groups
-            are no partition of the variables.
+            scaled, or groups or multipliers are malformed; in `build`, if a variable is
+            in no group or in several.
 
     Example:
     >>> body = keras.layers.Dense(3, name="body")
@@ -119,8 +123,12 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self._group_function: Callable[[Any], str] | None = None
         # The group of each variable by its position, where it was built before.
         self._saved_indices: list[int] | None = None
+        # What `summary` looks at before the optimizer is built. A function, since Keras
+        # would save a model that it finds among the attributes.
+        self._model_variables: Callable[[], list[Any]] | None = None
         if isinstance(groups, keras.Model):
             self.groups = transformer_groups(groups)[1]
+            self._model_variables = _trainable_variables_of(groups)
         elif isinstance(groups, keras.Layer):
             raise ValueError(
                 "`groups` must be a mapping, a function or a model with a KerasHub "
@@ -138,6 +146,8 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             self._given = _numbers(multipliers)
         if self.groups:
             self._initial_multipliers = self._initial_values(list(self.groups))
+        self._older_layout: _Layout | None = None
+        self.group_state = _GroupState(self._save_state, self._load_state)
         self._hook()
 
     def _hook(self) -> None:
@@ -258,6 +268,22 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
         self._share_averages = share_averages
 
+        # `group_state` holds them, lest a `LossScaleOptimizer` around an optimizer of
+        # another class, which calls it `inner_optimizer` too, takes them for its own.
+        inner.save_own_variables = lambda store: None
+        inner.load_own_variables = self._load_older_state
+
+        def slots() -> list[str]:
+            """What each variable of the inner optimizer is, whatever the layers' names.
+
+            Keras names a momentum after its variable, `dense_kernel_momentum`.
+            """
+            paths = {_path(v).replace("/", "_") for v in self._built_variables()}
+            lengths = sorted({len(path) for path in paths}, reverse=True)
+            return [_slot(v.name, paths, lengths) for v in inner.variables]
+
+        self._slots = slots
+
     @classmethod
     def from_distribution(
         cls,
@@ -273,7 +299,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             optimizer: Class of the inner optimizer, such as `keras.optimizers.AdamW`.
             distribution: The rates, whose scheme must be that of the model; or the name
                 of a published one, such as "kenneweg2022", which is resampled to it.
-            model: The model to train; for groups by pattern it is not looked at.
+            model: The model to train; for groups by pattern only `summary` looks at it.
             schedule: Makes a learning-rate schedule from its peak, which is the
                 distribution's reference rate, its largest. Defaults to that rate
                 throughout.
@@ -305,13 +331,23 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
                 "`lambda rate: CosineDecay(rate, 1000)`. Received: "
                 f"{type(schedule).__name__}"
             )
+        if "groups" in options:
+            raise ValueError(
+                "`groups` belong to the distribution and cannot be given beside it; "
+                f"{_BY_PATTERN} Received: groups={options['groups']!r}"
+            )
         if isinstance(distribution, str):
-            distribution = _preset(distribution).resample(transformer_groups(model)[0])
+            distribution = _preset(distribution).resample(_layers_of(model)[0])
+        elif not isinstance(distribution, Distribution):
+            raise ValueError(
+                "`distribution` must be a `Distribution`, such as "
+                "`Distribution.load('mine.json')`, or the name of a published one: "
+                f"{', '.join(PRESETS)}. For rates of your own, {_BY_PATTERN} "
+                f"Received: {distribution!r}"
+            )
         scheme, groups = distribution.scheme, None
         if isinstance(scheme, Scheme):
-            found, groups = transformer_groups(
-                model, scheme.encoder_groups, scheme.rounding
-            )
+            found, groups = _layers_of(model, scheme.encoder_groups, scheme.rounding)
             if found != scheme:
                 raise ValueError(
                     f"The distribution is made for the scheme {scheme}, the model has "
@@ -324,14 +360,17 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             learning_rate=rate if schedule is None else schedule(rate), **options
         )
         multipliers = {name: distribution.multipliers[name] for name in groups}
-        return cls(inner, groups, multipliers)
+        layerwise = cls(inner, groups, multipliers)
+        if isinstance(model, keras.Model):
+            layerwise._model_variables = _trainable_variables_of(model)
+        return layerwise
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates the state for these variables and finds the group of each.
 
         Raises:
-            ValueError: If a variable is in no group or in several, a group holds none,
-                or the optimizer was built for other variables.
+            ValueError: If a variable is in no group or in several, or the optimizer was
+                built for other variables. A group without a variable is a warning.
         """
         if self.built:
             self._check_known(variables, complete=True)
@@ -356,28 +395,55 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             dtype="float32",
             name="multipliers",
         )
+        self._multipliers.assign = self._if_of_its_shape(self._multipliers.assign)
         self.inner_optimizer.build(variables)
         self._delegates = False  # or the base class would make averages of its own
         super().build(variables)
         self._delegates = True
         self._share_averages()
 
-    def _partition(self, paths: list[str]) -> list[int]:
-        """Returns the group of each path; what was saved may have been renamed since.
+    def _if_of_its_shape(self, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Lets a `LossScaleOptimizer` load a checkpoint of other groups.
 
-        A subclassed model that is loaded has other paths, and a model whose layers were
-        frozen before it was saved fewer variables.
+        It assigns all variables by their position, and would end in an error here.
+        """
+
+        def assign_if_of_its_shape(value: Any) -> Any:
+            if tuple(np.shape(value)) == (len(self.groups),):
+                return assign(value)
+            warnings.warn(
+                f"`multipliers` of '{self.name}' stay as they were: there are "
+                f"{len(self.groups)} groups. Received: shape {np.shape(value)}",
+                stacklevel=2,
+            )
+            return self._multipliers.value
+
+        return assign_if_of_its_shape
+
+    def _partition(self, paths: list[str]) -> list[int]:
+        """Returns the group of each path.
+
+        A subclassed model that is loaded has other paths than when it was saved. Where
+        layers are frozen a group may hold nothing; it keeps its place.
         """
         try:
             return partition(paths, self.groups)
-        except ValueError as error:
-            if self._saved_indices is None:
-                raise
-            if len(paths) == len(self._saved_indices):
+        except ValueError:
+            if self._saved_indices and len(paths) == len(self._saved_indices):
                 return self._saved_indices
             indices = partition(paths, self.groups, allow_empty=True)
-            warnings.warn(f"{error} They keep their multipliers.", stacklevel=3)
-            return indices
+        empty = {
+            name: ", ".join(patterns)
+            for index, (name, patterns) in enumerate(self.groups.items())
+            if index not in indices
+        }
+        found = "; ".join(f"'{name}' ({patterns})" for name, patterns in empty.items())
+        warnings.warn(
+            "A group matches no trainable variable: its layers are frozen, or its "
+            f"pattern is wrong. It has nothing to train. Found: {found}",
+            stacklevel=3,
+        )
+        return indices
 
     @property
     def multipliers(self) -> Mapping[str, float]:
@@ -550,45 +616,114 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             )
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
+        self._initial_multipliers = np.asarray(weights[0]).tolist()
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves multipliers and group names; Keras saves the inner optimizer itself."""
-        if self.groups:
-            values = list(self.multipliers.values())
-            store["multipliers"] = np.array(values, "float32")
-            names = json.dumps(list(self.groups)).encode()
-            store[_NAMES] = np.frombuffer(names, np.uint8)
+        """Saves nothing here: `group_state` holds all state, in a place of its own.
+
+        Whatever stood here, another optimizer with as many variables would load it as
+        its own: Keras compares no more than their numbers. Keras's loader skips a place
+        without entries, with a warning.
+        """
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads the multipliers.
+        """Begins to load a checkpoint, whose other parts Keras brings next."""
+        # Version 0.1 saved groups and multipliers here, the rest as `inner_optimizer`.
+        self._older_layout = _Layout.read(store)
 
-        Raises:
-            ValueError: If the checkpoint is of other groups or another order of them.
+    def _save_state(self, store: Any) -> None:
+        multipliers = list(self.multipliers.values()) if self.groups else []
+        layout = {
+            "groups": list(self.groups),
+            "inner_optimizer": _class_name(self.inner_optimizer),
+            "slots": self._slots(),
+        }
+        store["multipliers"] = np.array(multipliers, "float32")
+        store["layout"] = np.frombuffer(json.dumps(layout).encode(), np.uint8)
+        for i, variable in enumerate(self.inner_optimizer.variables):
+            store[str(i)] = variable.numpy()
+
+    def _load_state(self, store: Any) -> None:
+        layout = _Layout.read(store)
+        if layout is not None:
+            self._load_if_it_fits(layout, store)
+        elif self._older_layout is None:
+            self._skip("it was saved with another optimizer, or without one.")
+
+    def _load_older_state(self, store: Any) -> None:
+        if self._older_layout is not None:
+            layout, self._older_layout = self._older_layout, None
+            self._load_if_it_fits(layout, store)
+
+    def _load_if_it_fits(self, layout: _Layout, store: Any) -> None:
+        """Loads all state, or none of it with a warning that says why.
+
+        Args:
+            layout: What the checkpoint says of itself.
+            store: The variables of the inner optimizer, by "0", "1", …
         """
-        keys = list(store.keys())
-        if _NAMES not in keys:
-            if keys or self.built:
-                warnings.warn(
-                    f"Skipping the multipliers of '{self.name}': the checkpoint was "
-                    "saved without them, with another optimizer or with none.",
-                    stacklevel=2,
-                )
+        variables = self.inner_optimizer.variables
+        if reason := self._misfit(layout, store):
+            if self.built and [*self.multipliers.values()] == layout.multipliers:
+                # A `LossScaleOptimizer` outside loads all variables by their position.
+                self._multipliers.assign(self._initial_multipliers)
+            self._skip(reason)
             return
-        saved = json.loads(np.asarray(store[_NAMES]).astype(np.uint8).tobytes())
-        values = np.asarray(store["multipliers"]).tolist()
-        names = list(self.groups)
-        if names and saved != names:
-            raise ValueError(
-                "A checkpoint must be of the same groups in the same order; make the "
-                "optimizer with the groups of the checkpoint, or leave the optimizer "
-                f"out of it. Checkpoint: {saved}; optimizer: {names}"
-            )
+        if self.groups:
+            self._initial_multipliers = layout.multipliers
+        elif layout.groups:
+            self._given = dict(zip(layout.groups, layout.multipliers, strict=True))
         if self.built:
-            self._multipliers.assign(values)
-        elif names:
-            self._initial_multipliers = values
-        else:
-            self._given = dict(zip(saved, values, strict=True))
+            self._multipliers.assign(layout.multipliers)
+        for i, variable in enumerate(variables):
+            variable.assign(store[str(i)])
+
+    def _skip(self, reason: str) -> None:
+        warnings.warn(
+            f"Skipping the saved state of optimizer '{self.name}', because {reason} "
+            "The weights of layers are loaded all the same.",
+            stacklevel=2,
+        )
+
+    def _misfit(self, layout: _Layout, store: Any) -> str | None:
+        """Why a checkpoint cannot be loaded; None if it can."""
+        variables = self.inner_optimizer.variables
+        saved = sum(key.isdecimal() for key in store.keys())
+        names, inner = list(self.groups), _class_name(self.inner_optimizer)
+        if saved != len(variables):
+            unbuilt = (
+                " It is not built yet; call "
+                "`optimizer.build(model.trainable_variables)` before loading."
+            )
+            return (
+                f"the inner optimizer has {len(variables)} variables whereas the saved "
+                f"one has {saved}.{'' if self.built else unbuilt}"
+            )
+        if names and layout.groups != names:
+            return (
+                f"its groups are {names} whereas the saved ones are {layout.groups}, "
+                "in this order; make the optimizer with those to load it."
+            )
+        if layout.inner_optimizer not in (inner, None):
+            return (
+                f"its inner optimizer is {inner} whereas the saved one is "
+                f"{layout.inner_optimizer}."
+            )
+        slots = self._slots()
+        if layout.slots not in (slots, None):
+            return (
+                f"its inner optimizer keeps {', '.join(sorted({*slots}))} whereas the "
+                f"saved one kept {', '.join(sorted({*layout.slots}))}; give it the "
+                "options of that one."
+            )
+        for i, variable in enumerate(variables):
+            shape = tuple(np.shape(store[str(i)]))
+            if shape != tuple(variable.shape):
+                return (
+                    f"its variable {_path(variable)} has shape {tuple(variable.shape)} "
+                    f"whereas the saved one has {shape}."
+                )
+        return None
 
     def get_config(self) -> dict[str, Any]:
         """The configuration, from which `from_config` makes the same optimizer.
@@ -639,9 +774,10 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         number of variables that it reaches.
 
         Raises:
-            ValueError: If the optimizer is not built.
+            ValueError: If the optimizer is not built and was not given the model.
         """
-        self._require_built("summary")
+        if self._model_variables is None:
+            self._require_built("summary")
         learning_rate = float(ops.convert_to_tensor(self.learning_rate))
         rows = [["group", "variables", "parameters", "rate", "decay"]]
         for (group, multiplier), members in zip(
@@ -718,9 +854,16 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         return lambda: schedule() * multiplier
 
     def _members(self) -> list[list[Any]]:
+        if self.built:
+            variables = self._built_variables()
+            indices = [self._group_of[self._key(v)] for v in variables]
+        else:
+            assert self._model_variables is not None
+            variables = self._model_variables()
+            indices = self._partition([_path(v) for v in variables])
         members: list[list[Any]] = [[] for _ in self.groups]
-        for variable in self._built_variables():
-            members[self._group_of[self._key(variable)]].append(variable)
+        for index, variable in zip(indices, variables, strict=True):
+            members[index].append(variable)
         return members
 
     def _require_built(self, method: str) -> None:
@@ -796,6 +939,86 @@ class _ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
     def from_config(cls, config: dict[str, Any]) -> _ScaledSchedule:
         schedule = keras.saving.deserialize_keras_object(config["schedule"])
         return cls(schedule, config["factor"])
+
+
+class _GroupState(keras.Layer):
+    """The place of a `LayerwiseOptimizer` in a file.
+
+    A layer, because Keras saves and loads the layers that it finds among attributes.
+    """
+
+    def __init__(
+        self, save: Callable[[Any], None], load: Callable[[Any], None]
+    ) -> None:
+        super().__init__(name="group_state")
+        self._save = save
+        self._load = load
+
+    def save_own_variables(self, store: Any) -> None:
+        self._save(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        self._load(store)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a checkpoint says of itself.
+
+    Args:
+        groups: Names in order; none if they were not known yet.
+        inner_optimizer: Registered name of its class; None in files of version 0.1.
+        slots: What each of its variables is, such as `momentum`; None likewise.
+        multipliers: One per group.
+    """
+
+    groups: list[str]
+    inner_optimizer: str | None = None
+    slots: list[str] | None = None
+    multipliers: list[float] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, store: Any) -> _Layout | None:
+        """Reads it from a place in a file; None if this holds something else."""
+        keys = set(store.keys())
+
+        def text(key: str) -> Any:
+            return json.loads(np.asarray(store[key]).astype(np.uint8).tobytes())
+
+        if "layout" in keys:
+            content = text("layout")
+        elif keys == {"multipliers", "group_names"}:
+            content = {"groups": text("group_names")}
+        else:
+            return None
+        return cls(**content, multipliers=np.asarray(store["multipliers"]).tolist())
+
+
+def _class_name(inner: keras.optimizers.Optimizer) -> str:
+    return str(keras.saving.get_registered_name(type(inner)))
+
+
+def _slot(name: str, paths: set[str], lengths: list[int]) -> str:
+    for length in lengths:
+        if name[length : length + 1] == "_" and name[:length] in paths:
+            return name[length + 1 :]
+    return name
+
+
+def _trainable_variables_of(model: keras.Model) -> Callable[[], list[Any]]:
+    return lambda: model.trainable_variables
+
+
+def _layers_of(model: Any, *scheme: Any) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
+    """The scheme and groups of a model that a distribution over layers is made for."""
+    try:
+        return transformer_groups(model, *scheme)
+    except (ValueError, AttributeError) as error:
+        reason = str(error).split("; give")[0]
+        raise ValueError(
+            "The distribution is made for the layers of a KerasHub transformer. "
+            f"{reason} For a model of another kind, {_BY_PATTERN}"
+        ) from error
 
 
 def _preset(name: str) -> Distribution:

@@ -441,12 +441,6 @@ def wrong_schedule(step):
             r"'body/kernel' is in several groups: \['body', 'x'\]",
         ),
         (
-            lambda: LayerwiseOptimizer(ADAM(), {**GROUPS, "x": "tail"}).build(
-                make_variables()
-            ),
-            r"group 'x' \(tail\) matches no variable",
-        ),
-        (
             lambda: LayerwiseOptimizer(ADAM(), lambda v: None).build(make_variables()),
             "must return the name of a group",
         ),
@@ -485,6 +479,24 @@ def wrong_schedule(step):
                 ADAM, None, None, keras.optimizers.schedules.CosineDecay(0.1, 2)
             ),
             "must be a function from peak to schedule",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution(
+                ADAM, "kenneweg2022", small_model(), groups=ABC
+            ),
+            r"`groups` belong to the distribution.*PatternScheme\(groups\)",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution(
+                ADAM, "kenneweg2022", small_model()
+            ),
+            r"layers of a KerasHub transformer.*PatternScheme\(groups\), rates",
+        ),
+        (
+            lambda: LayerwiseOptimizer.from_distribution(
+                ADAM, {"a": 1e-3}, small_model()
+            ),
+            r"must be a `Distribution`.*PatternScheme\(groups\).*\{'a': 0.001\}",
         ),
         (
             lambda: GradualUnfreezing(0, [1.0]),
@@ -602,6 +614,34 @@ def test_a_function_as_learning_rate_has_a_multi_optimizer():
         train(ours.to_multi_optimizer(), gradients, variables), expected, strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_summary_before_the_optimizer_is_built():
+    model = tiny_bert()
+    published = LayerwiseOptimizer.from_distribution(
+        keras.optimizers.AdamW, "kenneweg2022", model
+    )
+    for optimizer in (LayerwiseOptimizer(ADAM(), model, {"head": 10}), published):
+        before, after = [], []
+        optimizer.summary(print_fn=before.append)
+        assert not optimizer.built
+        optimizer.build(model.trainable_variables)
+        optimizer.summary(print_fn=after.append)
+        assert before == after and len(before) == 1 + len(optimizer.multipliers)
+
+
+def test_a_group_without_a_trainable_variable_keeps_its_place():
+    optimizer = LayerwiseOptimizer(SGD(1.0), {"x": "tail", **GROUPS}, [9, 1, 2, 3])
+    variables = make_variables()
+    with pytest.warns(
+        UserWarning, match=r"frozen, or its pattern is wrong.*'x' \(tail"
+    ):
+        optimizer.build(variables)
+    ones = [np.ones(v.shape, "float32") for v in variables]
+    start = values(variables)
+    after = train(optimizer, [ones], variables)
+    moved = [(a - b).ravel()[0] for a, b in zip(start, after, strict=True)]
+    np.testing.assert_allclose(moved, [1, 2, 2, 3, 3], rtol=1e-5)
 
 
 def test_summary_of_two_decays():
