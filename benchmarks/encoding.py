@@ -28,9 +28,9 @@ from saving import save
 from step import PRESET, RESULTS
 
 from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
-from lrdist_keras.encoding import Texts, Tokenizer, encode, load_tokenizer
-from lrdist_keras.models import find_preset
-from lrdist_keras.tasks import Split, load_task
+from lrdist_keras.data.batches import Texts, Tokenizer, encode, load_tokenizer
+from lrdist_keras.data.tasks import Split, load_task
+from lrdist_keras.models.encoder import find_preset
 
 TASKS = ("sst2", "cola", "mrpc", "rte")
 LENGTH, BATCH = 128, 1024

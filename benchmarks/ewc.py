@@ -18,7 +18,7 @@ import torch
 from avalanche.training.plugins import EWCPlugin
 from avalanche.training.utils import copy_params_dict
 
-from lrdist_keras.regularizers import QuadraticPenalty, squared_gradients
+from lrdist_keras.training.penalties import QuadraticPenalty, squared_gradients
 
 EXAMPLES, WIDTH, HIDDEN, CLASSES, LAMBDA = 50, 12, 16, 3, 0.4
 

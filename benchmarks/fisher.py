@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from saving import save
 
-from lrdist_keras import preparation
 from lrdist_keras.config import ArmSettings, load
+from lrdist_keras.data.batches import take
 from lrdist_keras.distribution import flat
-from lrdist_keras.encoding import take
-from lrdist_keras.models import new_head
+from lrdist_keras.laboratory import loading
+from lrdist_keras.models.encoder import new_head
 
 RESULT = Path(__file__).parent / "results" / "fisher.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         overrides = [f"data.dir={given.data}", f"data.cache={cache}"]
         configuration = load(CONFIGURATION, [*overrides, "training.epochs=1"])
-        loaded = preparation.load(configuration, {"mrpc"})
+        loaded = loading.load(configuration, {"mrpc"})
         task, trainer = loaded.tasks["mrpc"], loaded.trainer
         task = replace(
             task,

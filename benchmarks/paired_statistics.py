@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lrdist_keras.files import write_text
-from lrdist_keras.statistics import (
+from lrdist_keras._storage import write_text
+from lrdist_keras.laboratory.statistics import (
     LEVEL,
     bca_interval,
     decide,

@@ -25,9 +25,9 @@ from saving import save
 from step import GEOMETRIES, RATE, RESULTS, job, rows
 
 from lrdist_keras.distribution import kenneweg2022
-from lrdist_keras.pages import take_large_pages
-from lrdist_keras.precision import in_precision, resolve_here
-from lrdist_keras.strategies import Terms
+from lrdist_keras.machine import take_large_pages
+from lrdist_keras.models.bfloat16 import in_precision, resolve_here
+from lrdist_keras.training.strategies import Terms
 
 GEOMETRY = GEOMETRIES["minilm"] | {"batch": 16, "steps": 4}
 

@@ -25,12 +25,12 @@ from rich.progress import track
 from rich.table import Table
 from saving import save
 
-from lrdist_keras import preparation
 from lrdist_keras.config import ArmSettings, load
+from lrdist_keras.data.batches import take
 from lrdist_keras.distribution import flat
-from lrdist_keras.encoding import take
-from lrdist_keras.statistics import t_interval
-from lrdist_keras.training import SequentialTrainer, TaskData
+from lrdist_keras.laboratory import loading
+from lrdist_keras.laboratory.statistics import t_interval
+from lrdist_keras.training.trainer import SequentialTrainer, TaskData
 
 RESULT = Path(__file__).parent / "results" / "precision_gap.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
@@ -49,7 +49,7 @@ def trainers_and_task(
             f"training.epochs={EPOCHS}",
             f"training.batch_size={BATCH}",
         ]
-        loaded = preparation.load(load(CONFIGURATION, overrides), {"sst2"})
+        loaded = loading.load(load(CONFIGURATION, overrides), {"sst2"})
         found[precision] = loaded.trainer
     exact = found["float32"]
     moved = [np.nextafter(w, np.float32(np.inf)) for w in exact.encoder.weights]

@@ -35,11 +35,11 @@ from rich.table import Table
 from saving import save
 from step import GEOMETRIES, RATE, RESULTS, job
 
-from lrdist_keras.models import new_head
-from lrdist_keras.pages import take_large_pages
-from lrdist_keras.precision import in_precision, product_sizes, resolve_here
-from lrdist_keras.programs import Programs
-from lrdist_keras.strategies import Terms
+from lrdist_keras.machine import take_large_pages
+from lrdist_keras.models.bfloat16 import in_precision, product_sizes, resolve_here
+from lrdist_keras.models.encoder import new_head
+from lrdist_keras.training.programs import Programs
+from lrdist_keras.training.strategies import Terms
 
 Product = tuple[int, int, int, int]  # how many, rows, depth, columns
 PRECISIONS = ("float32", "bfloat16")

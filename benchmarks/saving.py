@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lrdist_keras.files import write_text
-from lrdist_keras.preparation import machine, versions
+from lrdist_keras._storage import write_text
+from lrdist_keras.laboratory.loading import machine, versions
 
 
 def save(path: Path, result: dict[str, Any], *packages: str) -> None:

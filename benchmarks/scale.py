@@ -26,7 +26,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 
-from lrdist_keras.pages import take_large_pages
+from lrdist_keras.machine import take_large_pages
 
 RESULT = Path(__file__).parent / "results" / "scale.json"
 EXAMPLES = [1_000, 4_000, 16_000, 64_000]
@@ -39,16 +39,16 @@ RATE = 5e-5
 
 def epoch(data: str, examples: int) -> dict[str, Any]:
     """Trains one epoch on real rows, after steps enough to see most lengths."""
-    from lrdist_keras import preparation
     from lrdist_keras.config import ArmSettings, load
+    from lrdist_keras.data.batches import take
     from lrdist_keras.distribution import flat
-    from lrdist_keras.encoding import take
+    from lrdist_keras.laboratory import loading
 
     configuration = load(
         Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml",
         [f"data.dir={data}", "training.epochs=1", f"data.cache={tempfile.mkdtemp()}"],
     )
-    loaded = preparation.load(configuration, {"sst2"})
+    loaded = loading.load(configuration, {"sst2"})
     task, trainer = loaded.tasks["sst2"], loaded.trainer
     few = take(task.validation, np.arange(16))
     task = replace(task, validation=few, train_examples=examples)
@@ -100,9 +100,9 @@ def drawn(layers: int, width: int, length: int, examples: int) -> Any:
     import keras_hub
 
     from lrdist_keras.config import TrainingSettings
-    from lrdist_keras.encoding import Encoded
-    from lrdist_keras.models import load_encoder
-    from lrdist_keras.training import SequentialTrainer, TaskData
+    from lrdist_keras.data.batches import Encoded
+    from lrdist_keras.models.encoder import load_encoder
+    from lrdist_keras.training.trainer import SequentialTrainer, TaskData
 
     with tempfile.TemporaryDirectory() as folder:
         heads = max(2, width // 64)

@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lrdist_keras.files import write_text
+from lrdist_keras._storage import write_text
 
 DIMENSIONS = 10
 LOWEST, HIGHEST = 1e-7, 1e-3
@@ -288,7 +288,7 @@ def bayesian(objective: Objective, budget: float, seed: int) -> SearchResult:
 def ours(
     objective: Objective, budget: float, seed: int, model: Any = "joint"
 ) -> SearchResult:
-    from lrdist_keras.search import BayesianHyperbandOracle
+    from lrdist_keras.search.tuner import BayesianHyperbandOracle
 
     account = open_account(objective, budget, seed)
     oracle = BayesianHyperbandOracle(

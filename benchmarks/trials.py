@@ -52,7 +52,8 @@ def count_compilations() -> list[str]:
 
 
 def load(data: str, examples: int, cache: str, folder: str) -> Any:
-    from lrdist_keras import config, search
+    from lrdist_keras import config
+    from lrdist_keras.search import tuner
 
     overrides = [
         f"data.dir={data}",
@@ -66,7 +67,7 @@ def load(data: str, examples: int, cache: str, folder: str) -> Any:
         f"search.slice_examples={examples}",
         "search.repeats=0",
     ]
-    return search.prepare(config.load(CONFIGURATION, overrides), folder)
+    return tuner.prepare(config.load(CONFIGURATION, overrides), folder)
 
 
 def ours(prepared: Any, folder: str) -> list[dict[str, float]]:
@@ -88,8 +89,8 @@ def stock(prepared: Any, folder: str) -> list[dict[str, float]]:
     import numpy as np
 
     from lrdist_keras import LayerwiseOptimizer
-    from lrdist_keras.models import find_preset
-    from lrdist_keras.tasks import stratified
+    from lrdist_keras.data.tasks import stratified
+    from lrdist_keras.models.encoder import find_preset
 
     configuration = prepared.configuration
     preset = find_preset(configuration.model)

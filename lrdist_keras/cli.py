@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lrdist_keras.pages import take_large_pages
+from lrdist_keras.machine import take_large_pages
 
 app = typer.Typer(
     help="Learning-rate distributions for fine-tuning transformers without forgetting.",
@@ -52,7 +52,8 @@ def compare(
 
         configuration = config_file.load(config, overrides or [])
         folder = out or Path("runs") / configuration.name
-        from lrdist_keras import comparison, report, statistics
+        from lrdist_keras.laboratory import comparison, statistics
+        from lrdist_keras.report import tables
 
         prepared = comparison.prepare(configuration, folder)
         pending = prepared.pending()
@@ -61,18 +62,18 @@ def compare(
         task.name: task.classes for tasks in prepared.tasks.values() for task in tasks
     }
     groups = prepared.trainer.group_table(list(classes.values()))
-    for table in report.group_tables(groups, prepared.distributions):
+    for table in tables.group_tables(groups, prepared.distributions):
         console.print(table)
-    console.print(report.labels_table(prepared.labels))
+    console.print(tables.labels_table(prepared.labels))
     with _input_errors((OSError,)):
         records = _run(prepared, pending)
         summaries = statistics.summarize(records)
         prepared.save_results(records)
-        console.print(report.results_table(summaries, configuration.name))
-        for table in report.measures_tables(records):
+        console.print(tables.results_table(summaries, configuration.name))
+        for table in tables.measures_tables(records):
             console.print(table)
         _print_statistics(configuration, records)
-        report.save_picture(
+        tables.save_picture(
             folder / "comparison.png",
             records,
             prepared.distributions,
@@ -80,7 +81,7 @@ def compare(
         )
         written = ["results.json", "comparison.png"]
         if any("drift" in r or "similarity" in r for r in records):
-            report.save_drift_picture(folder / "drift.png", records)
+            tables.save_drift_picture(folder / "drift.png", records)
             written.append("drift.png")
     _print_compat(configuration.compat)
     print("Results:", ", ".join(f"{folder}/{name}" for name in written))
@@ -113,9 +114,9 @@ def search(
 
         configuration = config_file.load(config, overrides or [])
         folder = out or Path("runs") / configuration.name
-        from lrdist_keras import distributed, report
-        from lrdist_keras import search as search_module
         from lrdist_keras.distribution import read_trials
+        from lrdist_keras.report import tables
+        from lrdist_keras.search import distributed, tuner
 
         if chief is None:
             chief, worker = distributed.from_environment()
@@ -126,8 +127,8 @@ def search(
         if worker and chief is not None:
             distributed.become_worker(chief)
             folder = folder / "worker"
-        prepared = search_module.prepare(configuration, folder)
-    with _input_errors((OSError, search_module.SearchFailed)):
+        prepared = tuner.prepare(configuration, folder)
+    with _input_errors((OSError, tuner.SearchFailed)):
         if worker:
             _search(prepared)
             return
@@ -147,14 +148,14 @@ def search(
         if distribution is None:
             raise OSError(f"No trial of the search in '{folder}' was finished.")
         trials = read_trials(folder)
-        report.save_search_picture(
+        tables.save_search_picture(
             folder / "search.png", rows, trials, distribution, configuration.compat
         )
     console = _console()
-    console.print(report.trials_table(rows, "Best trials", 8))
-    console.print(report.correlations_table(search_module.correlations(rows)))
+    console.print(tables.trials_table(rows, "Best trials", 8))
+    console.print(tables.correlations_table(tuner.correlations(rows)))
     title = f"{configuration.name}: ranked combination"
-    console.print(report.distribution_table(distribution, title))
+    console.print(tables.distribution_table(distribution, title))
     _print_compat(configuration.compat)
     print(
         f"Results: {folder}/distribution.json (the combination), best.json (the best "
@@ -176,9 +177,9 @@ def groups(
         from pydantic import ValidationError
 
         from lrdist_keras.config import ModelSettings, TrainingSettings
-        from lrdist_keras.models import find_preset, load_encoder
-        from lrdist_keras.report import group_tables
-        from lrdist_keras.training import SequentialTrainer
+        from lrdist_keras.models.encoder import find_preset, load_encoder
+        from lrdist_keras.report.tables import group_tables
+        from lrdist_keras.training.trainer import SequentialTrainer
 
         try:
             settings = ModelSettings.model_validate(
@@ -214,19 +215,19 @@ def show(
 ) -> None:
     """Prints a distribution, or the tables of a comparison."""
     with _input_errors():
-        from lrdist_keras import report
+        from lrdist_keras.report import tables
 
         if Path(what).is_dir():
-            from lrdist_keras.comparison import read_runs
             from lrdist_keras.config import Configuration
-            from lrdist_keras.statistics import summarize
+            from lrdist_keras.laboratory.comparison import read_runs
+            from lrdist_keras.laboratory.statistics import summarize
 
             records = read_runs(what)
             if not records:
                 raise ValueError(f"The folder '{what}' holds no finished runs.")
             console = _console()
-            console.print(report.results_table(summarize(records), what))
-            for table in report.measures_tables(records):
+            console.print(tables.results_table(summarize(records), what))
+            for table in tables.measures_tables(records):
                 console.print(table)
             text = (Path(what) / "configuration.json").read_text("utf-8")
             configuration = Configuration.model_validate_json(text)
@@ -236,7 +237,7 @@ def show(
             from lrdist_keras.distribution import get
 
             distribution = get(what)
-            _console().print(report.distribution_table(distribution, what))
+            _console().print(tables.distribution_table(distribution, what))
             compat = distribution.provenance.get("compat")
             _print_compat(compat if isinstance(compat, list) else [])
 
@@ -264,8 +265,9 @@ def combine(
     With --leave-out a pair does not count: what the others say can then be tried on it.
     """
     with _input_errors():
-        from lrdist_keras import distribution, report
+        from lrdist_keras import distribution
         from lrdist_keras.groups import Scheme
+        from lrdist_keras.report import tables
 
         given = None if scheme is None else Scheme.parse(scheme)
         pairs = [
@@ -275,12 +277,12 @@ def combine(
         combined = distribution.combine_pairs(pairs)
         spread = distribution.spread(pairs)
         combined.save(out)
-    _console().print(report.spread_table(combined, pairs, spread))
-    wide = [name for name, factor in spread.items() if factor > report.SPREAD_LIMIT]
+    _console().print(tables.spread_table(combined, pairs, spread))
+    wide = [name for name, factor in spread.items() if factor > tables.SPREAD_LIMIT]
     if wide:
         print(
             "lrdist: warning: the pairs lie more than a factor "
-            f"{report.SPREAD_LIMIT:g} apart in {', '.join(wide)}; their mean says "
+            f"{tables.SPREAD_LIMIT:g} apart in {', '.join(wide)}; their mean says "
             "little there.",
             file=sys.stderr,
         )
@@ -303,16 +305,16 @@ def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
 
 
 def _print_compilations() -> None:
-    from lrdist_keras.compilation import compilations
+    from lrdist_keras.training.compilation import compilations
 
     print(f"Programs: {compilations.compiled} compiled, {compilations.cached} cached")
 
 
 def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None:
     """Prints the tables of differences, or one line that says why there are none."""
-    from lrdist_keras import report
-    from lrdist_keras.comparison import paired_statistics
-    from lrdist_keras.statistics import NoStatistics
+    from lrdist_keras.laboratory.comparison import paired_statistics
+    from lrdist_keras.laboratory.statistics import NoStatistics
+    from lrdist_keras.report import tables
 
     try:
         found = paired_statistics(configuration, records)
@@ -320,7 +322,7 @@ def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None
         print(f"No statistics: {error}")
         return
     console = _console()
-    for table in report.statistics_tables(found):
+    for table in tables.statistics_tables(found):
         console.print(table)
     if found.equal_p_s is None:
         print(
@@ -331,7 +333,7 @@ def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None
 
 def _print_compat(compat: Sequence[str]) -> None:
     """Prints the line that names the faults that were on, if any was."""
-    from lrdist_keras.report import compat_line
+    from lrdist_keras.report.tables import compat_line
 
     if line := compat_line(compat):
         print(line)
@@ -342,7 +344,7 @@ def _search(prepared: Any) -> None:
 
     Each that is finished gets a line too.
     """
-    from lrdist_keras.report import trials_table
+    from lrdist_keras.report.tables import trials_table
 
     oracle, spent = prepared.oracle, 0.0
     budget = prepared.configuration.search.budget

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.files import write_text
+from lrdist_keras._storage import write_text
 from lrdist_keras.groups import PatternScheme, Scheme
 
 FORMAT = 1

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from lrdist_keras import comparison, config
+from lrdist_keras import config
 from lrdist_keras.config import ArmSettings
 from lrdist_keras.distribution import kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
-from lrdist_keras.statistics import METRICS
+from lrdist_keras.laboratory import comparison
+from lrdist_keras.laboratory.statistics import METRICS
 
 
 @pytest.fixture

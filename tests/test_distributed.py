@@ -18,8 +18,8 @@ from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.engine import trial as trial_module
 from test_oracle import begin, finish, make, state_of
 
-from lrdist_keras import distributed
-from lrdist_keras.search import SearchFailed
+from lrdist_keras.search import distributed
+from lrdist_keras.search.tuner import SearchFailed
 
 NODE = """
     import os, sys, time, warnings

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lrdist_keras import drift
+from lrdist_keras.laboratory import drift
 
 
 def features(seed, examples=60, width=7):

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from training_cases import data, task
+from trainer_cases import data, task
 
-from lrdist_keras import masked_language, training
 from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import flat
-from lrdist_keras.features import FeatureReader
-from lrdist_keras.masked_language import pretraining_fisher
-from lrdist_keras.models import load_encoder
-from lrdist_keras.programs import Programs
-from lrdist_keras.training import SequentialTrainer
+from lrdist_keras.models.encoder import load_encoder
+from lrdist_keras.models.layer_features import FeatureReader
+from lrdist_keras.training import mlm_fisher
+from lrdist_keras.training import trainer as module
+from lrdist_keras.training.mlm_fisher import pretraining_fisher
+from lrdist_keras.training.programs import Programs
+from lrdist_keras.training.trainer import SequentialTrainer
 
 SETTINGS = TrainingSettings(
     batch_size=8, max_length=16, steps_per_call=2, evaluation_batch_size=8
@@ -78,7 +79,7 @@ def test_the_programs_of_every_strategy(
 ):
     # As on a GPU, where bfloat16 is a dtype policy.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(training, "Programs", Lowering)
+    monkeypatch.setattr(module, "Programs", Lowering)
     monkeypatch.setattr(Lowering, "lowered", set())
     encoder = load_encoder(str(tiny_preset), 0.1, precision)
     trainer = SequentialTrainer(encoder, SETTINGS)
@@ -116,8 +117,8 @@ def test_masked_language_and_features(tiny_preset, monkeypatch):
         return call
 
     replaced = SimpleNamespace(**{**vars(jax), "jit": lowering_jit})
-    monkeypatch.setattr(masked_language, "jax", replaced)
-    monkeypatch.setattr(masked_language, "_EPOCHS", 1)
+    monkeypatch.setattr(mlm_fisher, "jax", replaced)
+    monkeypatch.setattr(mlm_fisher, "_EPOCHS", 1)
     found = pretraining_fisher(encoder, data(0, 12, shortest=4, longest=14), 4, 16, 2)
     assert all(np.isfinite(f).all() for f in found.fisher)
     assert lowered == {"_hidden", "step", "_squares"}
@@ -133,7 +134,7 @@ import os, sys
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, keras, numpy as np
-from training_cases import data, task, trained
+from trainer_cases import data, task, trained
 from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import flat
 from lrdist_keras.models import load_encoder

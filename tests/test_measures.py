@@ -7,16 +7,16 @@ import keras
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
-from training_cases import data, task
+from trainer_cases import data, task
 
 from lrdist_keras.config import ArmSettings, MeasureSettings, TrainingSettings
+from lrdist_keras.data.batches import take
+from lrdist_keras.data.tasks import stratified
 from lrdist_keras.distribution import flat
-from lrdist_keras.drift import linear_cka, probe_accuracy
-from lrdist_keras.encoding import take
-from lrdist_keras.measures import Measures, of_evaluations
-from lrdist_keras.models import load_encoder, new_head
-from lrdist_keras.tasks import stratified
-from lrdist_keras.training import SequentialTrainer
+from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy
+from lrdist_keras.laboratory.measures import Measures, of_evaluations
+from lrdist_keras.models.encoder import load_encoder, new_head
+from lrdist_keras.training.trainer import SequentialTrainer
 
 PLAIN = ArmSettings(name="plain", rate=1e-2)
 TASKS = [

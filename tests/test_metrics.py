@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lrdist_keras import metrics
+from lrdist_keras.laboratory import metrics
 
 NAN = float("nan")
 TWO = np.array([[0.9, NAN], [0.7, 0.8]])

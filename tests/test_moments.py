@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lrdist_keras.moments import CarriedMoments, Places, bias_correction
+from lrdist_keras.training.moments import CarriedMoments, Places, bias_correction
 
 # Multipliers, step counter, rate; then the moments of one weight, kernel and bias.
 PLACES = Places(1, [(3, 6), (4, 7), (5, 8)])

@@ -10,35 +10,49 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
 # From the bottom up: a module imports only what stands before it.
 ORDER = """
-files imports pages precision compilation groups distribution optimizer metrics drift
-statistics config tasks encoding vocabulary transformer models features shifts
-regularizers strategies masked_language moments programs training measures preparation
-surrogate oracle distributed search comparison report cli
+_storage _tensorflow groups distribution optimizer config
+models.bfloat16 models.bert_stack
+data.tasks data.batches models.encoder models.layer_features data.shifts
+training.token_rows training.penalties training.strategies training.mlm_fisher
+training.moments training.compilation training.programs training.trainer
+laboratory.metrics laboratory.drift laboratory.statistics laboratory.measures
+laboratory.loading search.surrogate search.oracle search.distributed search.tuner
+laboratory.comparison report.tables machine cli
 """.split()
 
 
-def imported(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text("utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "lrdist_keras":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module.startswith("lrdist_keras."):
-                yield node.module.split(".")[1]
+def modules():
+    """Every module by its dotted name, without the rooms themselves."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "__init__.py":
+            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+            yield name, path
+
+
+def imported(path):
+    """The modules of this package that a module imports, anywhere in it."""
+    names = dict(modules())
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package, _, module = node.module.partition(".")
+            if package == "lrdist_keras":
+                each = [f"{module}.{alias.name}".lstrip(".") for alias in node.names]
+                yield from (name if name in names else module for name in each)
         elif isinstance(node, ast.Import):
-            names = (alias.name for alias in node.names)
-            yield from (n.split(".")[1] for n in names if n.startswith("lrdist_keras."))
+            for alias in node.names:
+                if alias.name.startswith("lrdist_keras."):
+                    yield alias.name.removeprefix("lrdist_keras.")
 
 
 def test_the_order_names_every_module():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert modules == set(ORDER)
+    assert {name for name, _ in modules()} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_go_downwards_only(module):
     below = ORDER[: ORDER.index(module)]
-    assert set(imported(module)) <= set(below)
+    assert set(imported(dict(modules())[module])) <= set(below)
 
 
 def run(code):

@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lrdist_keras import shifts
-from lrdist_keras.encoding import encode, load_tokenizer
-from lrdist_keras.features import FeatureReader
-from lrdist_keras.models import load_encoder
-from lrdist_keras.shifts import Part, cluster_shift, length_shift
-from lrdist_keras.tasks import Split
+from lrdist_keras.data import shifts
+from lrdist_keras.data.batches import encode, load_tokenizer
+from lrdist_keras.data.shifts import Part, cluster_shift, length_shift
+from lrdist_keras.data.tasks import Split
+from lrdist_keras.models.encoder import load_encoder
+from lrdist_keras.models.layer_features import FeatureReader
 
 
 @pytest.mark.parametrize("count", [2, 7, 500])

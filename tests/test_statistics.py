@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from lrdist_keras import statistics
-from lrdist_keras.statistics import METRICS, NoStatistics, compare_arms, summarize
+from lrdist_keras.laboratory import statistics
+from lrdist_keras.laboratory.statistics import (
+    METRICS,
+    NoStatistics,
+    compare_arms,
+    summarize,
+)
 
 
 def record(arm, seed, learned=True, sequence="a -> b", **values):

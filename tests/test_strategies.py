@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from lrdist_keras.encoding import Encoded
-from lrdist_keras.models import load_encoder
-from lrdist_keras.strategies import (
+from lrdist_keras.data.batches import Encoded
+from lrdist_keras.models.encoder import load_encoder
+from lrdist_keras.training.strategies import (
     Distillation,
     average,
     averaging_steps,

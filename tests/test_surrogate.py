@@ -3,7 +3,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from lrdist_keras.surrogate import (
+from lrdist_keras.search.surrogate import (
     Observations,
     Surrogate,
     expected_improvement,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import write_rows
 
-from lrdist_keras import tasks
 from lrdist_keras.config import DataSettings, TaskSettings
+from lrdist_keras.data import tasks
 
 
 def load(source, data, **settings):

@@ -1,0 +1,287 @@
+"""How one task is divided into parts that are trained one after the other."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lrdist_keras._storage import digest, replacing
+from lrdist_keras.data.batches import Encoded
+from lrdist_keras.models.layer_features import FeatureReader
+
+_FORMAT = "1"  # of the cache; part of its keys
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a task.
+
+    Args:
+        name: What is in it, such as `short` or `cluster 1`.
+        train: Indices of its training examples, increasing.
+        validation: Indices of its validation examples, increasing.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelShares:
+    """The labels of one part, beside those of the first.
+
+    Args:
+        part: Name of the part.
+        classes: Names of its classes.
+        train: Share of each class among its training examples.
+        validation: Share of each class among its validation examples.
+        train_distance: Total variation between its training labels and those of the
+            first part, in [0, 1]; NaN where that has other classes.
+        validation_distance: The same for validation.
+    """
+
+    part: str
+    classes: tuple[str, ...]
+    train: tuple[float, ...]
+    validation: tuple[float, ...]
+    train_distance: float
+    validation_distance: float
+
+
+def length_shift(
+    train: np.ndarray, validation: np.ndarray, random_halving: bool = False
+) -> list[Part]:
+    """Divides a task by the length of its texts: the shorter half, then the longer.
+
+    Training and validation are halved each by itself, equal lengths in the order of the
+    examples; of an odd number the longer half has one more.
+
+    Args:
+        train: Numbers of tokens of the training examples.
+        validation: Numbers of tokens of the validation examples.
+        random_halving: Whether to halve as the authors' code does. There example i goes
+            to the first half if the example that is i-th in the order of lengths has an
+            index above half the number of examples, which has nothing to do with the
+            length of example i.
+
+    Returns:
+        The parts `short` and `long`, so called in either case.
+    """
+    halves = _authors_halves if random_halving else _halves
+    sides = zip(halves(train), halves(validation), strict=True)
+    return [
+        Part(name, *side) for name, side in zip(("short", "long"), sides, strict=True)
+    ]
+
+
+def _halves(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(lengths, kind="stable")
+    half = len(lengths) // 2
+    return np.sort(order[:half]), np.sort(order[half:])
+
+
+def _authors_halves(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # The index that argsort gives is taken for the rank of the example at its place.
+    first = np.argsort(lengths, kind="stable") > len(lengths) / 2
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+def cluster_shift(
+    train: np.ndarray,
+    validation: np.ndarray,
+    clusters: int,
+    seed: int,
+    fit_on_validation: bool = False,
+) -> list[Part]:
+    """Divides a task by k-means on embeddings of its texts, the largest part first.
+
+    The centres are fitted to the training embeddings alone; every example belongs to
+    the nearest centre. Sizes are those among the training examples.
+
+    Args:
+        train: Embeddings of the training examples, shape [examples, width].
+        validation: Embeddings of the validation examples, shape [examples, width].
+        clusters: Number of clusters k.
+        seed: Seed of the centres' first places.
+        fit_on_validation: Whether the centres are fitted to the validation embeddings,
+            as in the authors' code.
+
+    Returns:
+        The parts `cluster 1` to `cluster k`.
+
+    Raises:
+        ValueError: If there are fewer examples to fit than clusters.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    fitted = validation if fit_on_validation else train
+    if clusters > len(fitted):
+        raise ValueError(
+            f"`clusters` must be at most the {len(fitted)} examples that they are "
+            f"fitted to. Received: {clusters}"
+        )
+    with warnings.catch_warnings():
+        # Of fewer different texts than clusters; parts stay empty, which is an error.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means = KMeans(clusters, n_init=10, random_state=seed).fit(fitted)
+    homes = means.predict(train), means.predict(validation)
+    order = np.argsort(-np.bincount(homes[0], minlength=clusters), kind="stable")
+    return [
+        Part(f"cluster {number}", *(np.flatnonzero(home == i) for home in homes))
+        for number, i in enumerate(order, start=1)
+    ]
+
+
+def cached_cluster_shift(
+    reader: FeatureReader,
+    train: Encoded,
+    validation: Encoded,
+    clusters: int,
+    seed: int,
+    cache: str | os.PathLike[str],
+    fit_on_validation: bool = False,
+) -> list[Part]:
+    """Divides a task by clusters of what the pretrained encoder makes of its texts.
+
+    See `cluster_shift`. Embeddings and clusters are kept in files of the cache, whose
+    names are hashes of all that they depend on: the encoder's weights, the ids of the
+    texts, and for the clusters also their number, the seed and scikit-learn's version.
+
+    Raises:
+        ValueError: If there are fewer examples to fit than clusters.
+        OSError: If the cache cannot be written.
+    """
+    import sklearn
+
+    cache, model = Path(cache), reader.encoder.digest
+    keys = [digest(_FORMAT, model, data.digest) for data in (train, validation)]
+
+    def embeddings(key: str, data: Encoded) -> np.ndarray:
+        read = partial(reader.last, reader.encoder.weights, data)
+        return _cached(cache / f"embeddings-{key}.npy", read)
+
+    def clusters_of_all() -> np.ndarray:
+        parts = cluster_shift(
+            embeddings(keys[0], train),
+            embeddings(keys[1], validation),
+            clusters,
+            seed,
+            fit_on_validation,
+        )
+        found = np.zeros(len(train) + len(validation), np.int32)
+        for i, part in enumerate(parts):
+            found[part.train] = found[len(train) + part.validation] = i
+        return found
+
+    what = [*keys, clusters, seed, fit_on_validation, sklearn.__version__]
+    name = digest(*map(str, what))
+    found = _cached(cache / f"clusters-{name}.npy", clusters_of_all)
+    return [
+        Part(
+            f"cluster {i + 1}",
+            np.flatnonzero(found[: len(train)] == i),
+            np.flatnonzero(found[len(train) :] == i),
+        )
+        for i in range(clusters)
+    ]
+
+
+def check_parts(
+    parts: Sequence[Part],
+    train_labels: np.ndarray,
+    train_examples: int | None,
+    what: str,
+) -> None:
+    """Makes sure that every part can be trained and evaluated.
+
+    Args:
+        parts: The parts of a task.
+        train_labels: Class numbers of all its training examples.
+        train_examples: How many of each part are trained on, None for all.
+        what: How errors call the sequence.
+
+    Raises:
+        ValueError: If a part has no examples, training examples of one class only, or
+            fewer than are to be trained on.
+    """
+    for part in parts:
+        counts = np.bincount(train_labels[part.train])
+        for name, rows in (("training", part.train), ("validation", part.validation)):
+            if not len(rows):
+                raise ValueError(
+                    f"{what}: every part needs {name} examples, and '{part.name}' has "
+                    "none; take more examples, or fewer clusters."
+                )
+        if np.count_nonzero(counts) < 2:
+            raise ValueError(
+                f"{what}: the training examples of every part must be of at least two "
+                f"classes; take more examples, or another shift. Received: those of "
+                f"'{part.name}' are all of class {np.argmax(counts)}"
+            )
+        if train_examples is not None and train_examples > len(part.train):
+            raise ValueError(
+                f"{what}: `train_examples` is the number of each part, and must be at "
+                f"most the {len(part.train)} examples of '{part.name}'. "
+                f"Received: {train_examples}"
+            )
+
+
+def label_table(
+    names: Sequence[str],
+    train: Sequence[np.ndarray],
+    validation: Sequence[np.ndarray],
+    classes: Sequence[Sequence[str]],
+) -> list[LabelShares]:
+    """Returns the label distributions of parts, since a shift can hide a label shift.
+
+    Args:
+        names: Names of the parts.
+        train: Class numbers of the training examples of each.
+        validation: Class numbers of the validation examples of each.
+        classes: Names of the classes of each, in the order of their numbers.
+    """
+    shares = [
+        [
+            np.bincount(labels, minlength=len(of_part)) / len(labels)
+            for labels, of_part in zip(side, classes, strict=True)
+        ]
+        for side in (train, validation)
+    ]
+
+    def distance(side: int, i: int) -> float:
+        if tuple(classes[i]) != tuple(classes[0]):
+            return float("nan")
+        return total_variation(shares[side][i], shares[side][0])
+
+    return [
+        LabelShares(
+            name,
+            tuple(classes[i]),
+            tuple(shares[0][i].tolist()),
+            tuple(shares[1][i].tolist()),
+            distance(0, i),
+            distance(1, i),
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def total_variation(p: np.ndarray, q: np.ndarray) -> float:
+    """Returns sum |p - q| / 2: the largest difference in probability of any event."""
+    return float(np.abs(p - q).sum() / 2)
+
+
+def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    if not path.is_file():
+        array = compute()
+        with replacing(path) as file:
+            np.save(file, array)
+    return np.load(path)

