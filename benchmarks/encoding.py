@@ -28,8 +28,9 @@ from saving import save
 from step import PRESET, RESULTS
 
 from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
-from lrdist_keras.data.batches import Texts, Tokenizer, encode, load_tokenizer
-from lrdist_keras.data.tasks import Split, load_task
+from lrdist_keras.data.splits import Split
+from lrdist_keras.data.tasks import load_task
+from lrdist_keras.data.tokenizer import Texts, Tokenizer, encode, load_tokenizer
 from lrdist_keras.models.encoder import find_preset
 
 TASKS = ("sst2", "cola", "mrpc", "rte")

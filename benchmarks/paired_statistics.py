@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lrdist_keras._storage import write_text
-from lrdist_keras.laboratory.statistics import (
+from lrdist_keras.laboratory.paired_tests import (
     LEVEL,
     bca_interval,
     decide,

@@ -29,7 +29,7 @@ from lrdist_keras.config import ArmSettings, load
 from lrdist_keras.data.batches import take
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory import loading
-from lrdist_keras.laboratory.statistics import t_interval
+from lrdist_keras.laboratory.paired_tests import t_interval
 from lrdist_keras.training.trainer import SequentialTrainer, TaskData
 
 RESULT = Path(__file__).parent / "results" / "precision_gap.json"

@@ -28,10 +28,9 @@ from rich.progress import track
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from lrdist_keras import config
+from lrdist_keras import config, machine
 from lrdist_keras._storage import write_text
-from lrdist_keras.laboratory import loading
-from lrdist_keras.search import tuner
+from lrdist_keras.search import search
 from lrdist_keras.training.programs import Programs
 
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
@@ -57,7 +56,7 @@ class GoingOn(Programs):
         return longer
 
 
-def settings(prepared: tuner.Search, count: int) -> list[dict[str, float]]:
+def settings(prepared: search.Search, count: int) -> list[dict[str, float]]:
     """Start points of a search, and rates drawn near the good ones."""
     rng = np.random.default_rng(0)
     points = list(prepared.oracle.start_points)
@@ -84,7 +83,7 @@ def main() -> None:
     configuration = config.load(CONFIGURATION, overrides)
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = tuner.prepare(configuration, folder)
+        prepared = search.prepare(configuration, folder)
     programs = prepared.trainer.programs
     programs.__class__ = GoingOn
     jobs = [
@@ -119,8 +118,8 @@ def main() -> None:
     result = {
         "what": __doc__.strip().splitlines()[0],
         "configuration": configuration.model_dump(exclude={"arms", "seeds", "data"}),
-        "versions": loading.versions(),
-        "machine": loading.machine(),
+        "versions": machine.versions(),
+        "machine": machine.description(),
         "mean_reward_of_full_runs": float(np.mean(full)),
         "summary": summary,
         "runs": runs,

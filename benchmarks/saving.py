@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdist_keras._storage import write_text
-from lrdist_keras.laboratory.loading import machine, versions
+from lrdist_keras.machine import description, versions
 
 
 def save(path: Path, result: dict[str, Any], *packages: str) -> None:
@@ -18,5 +18,5 @@ def save(path: Path, result: dict[str, Any], *packages: str) -> None:
         result: What was measured.
         *packages: That it depends on beside those of `lrdist_keras`.
     """
-    content = {"machine": machine(), "versions": versions(*packages), **result}
+    content = {"machine": description(), "versions": versions(*packages), **result}
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -36,7 +36,8 @@ def texts(data: str, examples: int) -> dict[str, Any]:
     import numpy as np
 
     from lrdist_keras.config import DataSettings, TaskSettings
-    from lrdist_keras.data.tasks import load_task, stratified
+    from lrdist_keras.data.sampling import stratified
+    from lrdist_keras.data.tasks import load_task
 
     found: dict[str, Any] = {}
     for name in TASKS:

@@ -67,8 +67,8 @@ def rows(data: str, geometry: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns a block of the longest training pairs of MRPC that fit the length."""
     batch, length, steps = (geometry[x] for x in ("batch", "length", "steps"))
     from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
-    from lrdist_keras.data.batches import encode, load_tokenizer
     from lrdist_keras.data.tasks import load_task
+    from lrdist_keras.data.tokenizer import encode, load_tokenizer
     from lrdist_keras.models.encoder import find_preset
 
     task = TaskSettings(name="mrpc", source="glue/mrpc")

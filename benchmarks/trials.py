@@ -53,7 +53,7 @@ def count_compilations() -> list[str]:
 
 def load(data: str, examples: int, cache: str, folder: str) -> Any:
     from lrdist_keras import config
-    from lrdist_keras.search import tuner
+    from lrdist_keras.search import search
 
     overrides = [
         f"data.dir={data}",
@@ -67,7 +67,7 @@ def load(data: str, examples: int, cache: str, folder: str) -> Any:
         f"search.slice_examples={examples}",
         "search.repeats=0",
     ]
-    return tuner.prepare(config.load(CONFIGURATION, overrides), folder)
+    return search.prepare(config.load(CONFIGURATION, overrides), folder)
 
 
 def ours(prepared: Any, folder: str) -> list[dict[str, float]]:
@@ -89,7 +89,7 @@ def stock(prepared: Any, folder: str) -> list[dict[str, float]]:
     import numpy as np
 
     from lrdist_keras import LayerwiseOptimizer
-    from lrdist_keras.data.tasks import stratified
+    from lrdist_keras.data.sampling import stratified
     from lrdist_keras.models.encoder import find_preset
 
     configuration = prepared.configuration

@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lrdist_keras import machine
 from lrdist_keras._storage import write_text
-from lrdist_keras.laboratory import loading
 
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
 RESULT = Path(__file__).parent / "results" / "workers.json"
@@ -88,8 +88,8 @@ def main() -> None:
     print(f"speed-up: {alone / together:.2f}")
     result = {
         "what": __doc__.strip().splitlines()[0],
-        "versions": loading.versions(),
-        "machine": loading.machine() | {"cores": os.cpu_count()},
+        "versions": machine.versions(),
+        "machine": machine.description() | {"cores": os.cpu_count()},
         "workers": arguments.workers,
         "trials": counts,
         "seconds": {"one process": alone, "chief and workers": together},

@@ -53,7 +53,7 @@ def compare(
         configuration = config_file.load(config, overrides or [])
         folder = out or Path("runs") / configuration.name
         from lrdist_keras.laboratory import comparison, statistics
-        from lrdist_keras.report import tables
+        from lrdist_keras.report import comparison_tables, figures, tables
 
         prepared = comparison.prepare(configuration, folder)
         pending = prepared.pending()
@@ -70,10 +70,10 @@ def compare(
         summaries = statistics.summarize(records)
         prepared.save_results(records)
         console.print(tables.results_table(summaries, configuration.name))
-        for table in tables.measures_tables(records):
+        for table in comparison_tables.measures_tables(records):
             console.print(table)
         _print_statistics(configuration, records)
-        tables.save_picture(
+        figures.save_picture(
             folder / "comparison.png",
             records,
             prepared.distributions,
@@ -81,7 +81,7 @@ def compare(
         )
         written = ["results.json", "comparison.png"]
         if any("drift" in r or "similarity" in r for r in records):
-            tables.save_drift_picture(folder / "drift.png", records)
+            figures.save_drift_picture(folder / "drift.png", records)
             written.append("drift.png")
     _print_compat(configuration.compat)
     print("Results:", ", ".join(f"{folder}/{name}" for name in written))
@@ -114,9 +114,10 @@ def search(
 
         configuration = config_file.load(config, overrides or [])
         folder = out or Path("runs") / configuration.name
-        from lrdist_keras.distribution import read_trials
-        from lrdist_keras.report import tables
-        from lrdist_keras.search import distributed, tuner
+        from lrdist_keras.report import figures, tables
+        from lrdist_keras.search import distributed, search
+        from lrdist_keras.search.oracle import SearchFailed
+        from lrdist_keras.search.trials import correlations, read_trials
 
         if chief is None:
             chief, worker = distributed.from_environment()
@@ -127,8 +128,8 @@ def search(
         if worker and chief is not None:
             distributed.become_worker(chief)
             folder = folder / "worker"
-        prepared = tuner.prepare(configuration, folder)
-    with _input_errors((OSError, tuner.SearchFailed)):
+        prepared = search.prepare(configuration, folder)
+    with _input_errors((OSError, SearchFailed)):
         if worker:
             _search(prepared)
             return
@@ -148,12 +149,12 @@ def search(
         if distribution is None:
             raise OSError(f"No trial of the search in '{folder}' was finished.")
         trials = read_trials(folder)
-        tables.save_search_picture(
+        figures.save_search_picture(
             folder / "search.png", rows, trials, distribution, configuration.compat
         )
     console = _console()
     console.print(tables.trials_table(rows, "Best trials", 8))
-    console.print(tables.correlations_table(tuner.correlations(rows)))
+    console.print(tables.correlations_table(correlations(rows)))
     title = f"{configuration.name}: ranked combination"
     console.print(tables.distribution_table(distribution, title))
     _print_compat(configuration.compat)
@@ -215,11 +216,11 @@ def show(
 ) -> None:
     """Prints a distribution, or the tables of a comparison."""
     with _input_errors():
-        from lrdist_keras.report import tables
+        from lrdist_keras.report import comparison_tables, tables
 
         if Path(what).is_dir():
             from lrdist_keras.config import Configuration
-            from lrdist_keras.laboratory.comparison import read_runs
+            from lrdist_keras.laboratory.run_folder import read_runs
             from lrdist_keras.laboratory.statistics import summarize
 
             records = read_runs(what)
@@ -227,7 +228,7 @@ def show(
                 raise ValueError(f"The folder '{what}' holds no finished runs.")
             console = _console()
             console.print(tables.results_table(summarize(records), what))
-            for table in tables.measures_tables(records):
+            for table in comparison_tables.measures_tables(records):
                 console.print(table)
             text = (Path(what) / "configuration.json").read_text("utf-8")
             configuration = Configuration.model_validate_json(text)
@@ -268,10 +269,11 @@ def combine(
         from lrdist_keras import distribution
         from lrdist_keras.groups import Scheme
         from lrdist_keras.report import tables
+        from lrdist_keras.search.trials import ranked_combination, read_trials
 
         given = None if scheme is None else Scheme.parse(scheme)
         pairs = [
-            distribution.ranked_combination(distribution.read_trials(path, given), base)
+            ranked_combination(read_trials(path, given), base)
             for path in _without(trials, leave_out or [])
         ]
         combined = distribution.combine_pairs(pairs)
@@ -314,7 +316,7 @@ def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None
     """Prints the tables of differences, or one line that says why there are none."""
     from lrdist_keras.laboratory.comparison import paired_statistics
     from lrdist_keras.laboratory.statistics import NoStatistics
-    from lrdist_keras.report import tables
+    from lrdist_keras.report import comparison_tables
 
     try:
         found = paired_statistics(configuration, records)
@@ -322,7 +324,7 @@ def _print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None
         print(f"No statistics: {error}")
         return
     console = _console()
-    for table in tables.statistics_tables(found):
+    for table in comparison_tables.statistics_tables(found):
         console.print(table)
     if found.equal_p_s is None:
         print(

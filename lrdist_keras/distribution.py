@@ -1,10 +1,8 @@
-"""A learning-rate distribution: presets, files, other depths, combining trials."""
+"""A learning-rate distribution: presets, files, other depths."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +17,7 @@ from lrdist_keras.groups import PatternScheme, Scheme
 
 FORMAT = 1
 PAPER_SCHEME = Scheme(12, 8, "ceil")
-PAPER_BASE = 1.8
 _PAPER = "arXiv 2404.01317, the authors' train.py"
-_FEWEST_RANKED = 5
-OF_TRIALS = (
-    "a1", "p_s", "p_o", "reward", "strength", "budget", "seed", "seconds", "sampler",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Distribution:
                 f"{', '.join(names)}. Missing: {sorted(set(names) - set(given))}; "
                 f"unknown: {sorted(set(given) - set(names))}"
             )
-        rates = {name: _rate(given[name], f"group '{name}'") for name in names}
+        rates = {name: check_rate(given[name], f"group '{name}'") for name in names}
         object.__setattr__(self, "rates", rates)
 
     @classmethod
@@ -94,7 +87,7 @@ class Distribution:
 
     def rescaled(self, rate: float) -> Distribution:
         """Returns the same shape with the geometric mean over the groups at `rate`."""
-        factor = _rate(rate, "`rate`") / self.geometric_mean
+        factor = check_rate(rate, "`rate`") / self.geometric_mean
         return replace(
             self,
             rates={name: r * factor for name, r in self.rates.items()},
@@ -204,7 +197,7 @@ def llrd(
     """
     if not (isinstance(decay, int | float) and 0 < decay <= 1):
         raise ValueError(f"`decay` must be in (0, 1]. Received: decay={decay!r}")
-    rate = _rate(rate, "`rate`")
+    rate = check_rate(rate, "`rate`")
     if isinstance(scheme, PatternScheme):
         depths = [float(i) for i in reversed(range(len(scheme.names)))]
     else:
@@ -266,153 +259,6 @@ def get(name: str | os.PathLike[str]) -> Distribution:
     return Distribution.load(name)
 
 
-@dataclass(frozen=True)
-class Trials:
-    """The trials of one task pair.
-
-    Args:
-        scheme: The groups.
-        rates: Learning rates, shape [trials, groups].
-        p_s: Accuracy on the second task after training on it, shape [trials].
-        p_o: Accuracy on the first task after training on the second, shape [trials].
-        budget: Budget of each trial in full runs, shape [trials], or None.
-        seed: Seed of each trial, shape [trials], or None.
-        name: Where they came from.
-        reward: Reward of each trial, shape [trials], if it is not p_s + p_o.
-        strength: Strength of the strategy in each trial, shape [trials], if it was
-            searched too. Trials that differ in it are other settings; it is not
-            combined.
-    """
-
-    scheme: Scheme | PatternScheme
-    rates: np.ndarray
-    p_s: np.ndarray
-    p_o: np.ndarray
-    budget: np.ndarray | None = None
-    seed: np.ndarray | None = None
-    name: str = ""
-    reward: np.ndarray | None = None
-    strength: np.ndarray | None = None
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the distinct trials, best first, as (rates, rewards).
-
-        The reward is p_s + p_o if none is given; ties stay in file order. With seeds,
-        trials of the same setting and budget are averaged. With budgets, a setting
-        counts once, at its highest, and only the full budget is ranked; if it has fewer
-        than 5 trials, those of the next budgets below come after them, since rewards of
-        different budgets do not compare. Without either, every row is a trial of its
-        own.
-        """
-        reward = self.p_s + self.p_o if self.reward is None else self.reward
-        count = len(reward)
-        budget = np.ones(count) if self.budget is None else self.budget
-        strength = np.ones(count) if self.strength is None else self.strength
-        settings_of = np.column_stack([self.rates, strength])
-        rows = [(tuple(settings_of[i]), budget[i], reward[i]) for i in range(count)]
-        if self.seed is not None:
-            settings: dict[tuple, list[float]] = {}
-            for setting, b, r in rows:
-                settings.setdefault((setting, b), []).append(r)
-            rows = [(k[0], k[1], float(np.mean(v))) for k, v in settings.items()]
-        if self.budget is not None:
-            highest: dict[tuple, float] = {}
-            for setting, b, _ in rows:
-                highest[setting] = max(b, highest.get(setting, b))
-            rows = [row for row in rows if highest[row[0]] == row[1]]
-        chosen: list[tuple] = []
-        for b in sorted({row[1] for row in rows}, reverse=True):
-            if len(chosen) >= _FEWEST_RANKED:
-                break
-            chosen += sorted((x for x in rows if x[1] == b), key=lambda x: -x[2])
-        return np.array([x[0][:-1] for x in chosen]), np.array([x[2] for x in chosen])
-
-
-def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> Trials:
-    """Reads a trials file, or the `trials.csv` of a run folder.
-
-    The columns are a1, p_s, p_o, one per group, and optionally reward (of sequences of
-    more than two tasks it is not p_s + p_o), strength, budget and seed. The
-    scheme is the argument, else that of `scheme.json` beside the file, else 12/8/ceil
-    where the groups are its groups.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a column or all rows are missing, or a value is not a number of
-            its range; the message names file, line and column.
-    """
-    path = Path(path)
-    path = path / "trials.csv" if path.is_dir() else path
-    neighbour = path.with_name("scheme.json")
-    found: Scheme | PatternScheme = scheme or PAPER_SCHEME
-    if scheme is None and neighbour.is_file():
-        found = scheme_from_json(json.loads(neighbour.read_text(encoding="utf-8")))
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-        columns = list(reader.fieldnames or [])
-    wanted = ["p_s", "p_o", *found.names]
-    missing = [name for name in wanted if name not in columns]
-    unknown = [name for name in columns if name not in (*OF_TRIALS, *found.names)]
-    if missing or unknown:
-        raise ValueError(
-            f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "
-            "per group, and optionally reward, strength, budget, seed, seconds and "
-            "sampler. "
-            f"Missing: {missing}; unknown: {unknown}. If the file is of another "
-            "scheme, name it."
-        )
-    if not rows:
-        raise ValueError(f"{path} holds no trials, only a header.")
-
-    def column(name: str, check: Any) -> np.ndarray:
-        values = []
-        for line, row in enumerate(rows, start=2):
-            try:
-                values.append(check(float(row[name]), "the value"))
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}, line {line}, column {name}: {error}"
-                ) from None
-        return np.array(values)
-
-    return Trials(
-        found,
-        np.stack([column(name, _rate) for name in found.names], axis=1),
-        column("p_s", _accuracy),
-        column("p_o", _accuracy),
-        column("budget", _rate) if "budget" in columns else None,
-        column("seed", lambda value, _: value) if "seed" in columns else None,
-        str(path),
-        column("reward", _rate) if "reward" in columns else None,
-        column("strength", _rate) if "strength" in columns else None,
-    )
-
-
-def ranked_combination(trials: Trials, base: float = PAPER_BASE) -> Distribution:
-    """Combines the trials of one pair into a distribution.
-
-    Per group exp(sum_r w_r log rate_r / sum_r w_r) with w_r = base^-r and r = 0, 1, …
-    the rank by reward, best first (arXiv 2404.01317, section 3).
-
-    Raises:
-        ValueError: If `base` is below 1.
-    """
-    if not (math.isfinite(base) and base >= 1):
-        raise ValueError(f"`base` must be at least 1. Received: base={base}")
-    rates, _ = trials.ranked()
-    weights = float(base) ** -np.arange(len(rates), dtype=float)
-    mean = weights @ np.log(rates) / weights.sum()
-    return Distribution.in_order(
-        trials.scheme,
-        np.exp(mean),
-        {"trials": trials.name, "base": base, "ranked": len(rates)},
-    )
-
-
 def combine_pairs(distributions: Sequence[Distribution]) -> Distribution:
     """Combines the distributions of several pairs by their plain geometric mean.
 
@@ -447,16 +293,15 @@ def _positions(scheme: Scheme) -> list[float]:
     return [(r.start + r.stop) / 2 / scheme.layers for r in scheme.layer_ranges]
 
 
-def _rate(value: Any, what: str) -> float:
+def check_rate(value: Any, what: str) -> float:
+    """Returns a learning rate as a float.
+
+    Raises:
+        ValueError: If it is not a positive, finite number; `what` names it.
+    """
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not (number and 0 < value <= sys.float_info.max):
         raise ValueError(
             f"{what} must be a positive, finite number. Received: {value!r}"
         )
     return float(value)
-
-
-def _accuracy(value: float, what: str) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{what} must be an accuracy in [0, 1]. Received: {value!r}")
-    return value

@@ -14,21 +14,17 @@ from hypothesis import strategies as st
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxprs_in_params, primitives
 
-from lrdist_keras import config
+from lrdist_keras import config, machine
 from lrdist_keras.config import DataSettings, TaskSettings, TrainingSettings
-from lrdist_keras.data.batches import encode, load_tokenizer
 from lrdist_keras.data.tasks import load_task
-from lrdist_keras.laboratory import comparison, loading
-from lrdist_keras.laboratory.statistics import METRICS
+from lrdist_keras.data.tokenizer import encode, load_tokenizer
+from lrdist_keras.laboratory import comparison, loading, run_folder
+from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.machine import cpu_flags
 from lrdist_keras.models import bfloat16
-from lrdist_keras.models.bfloat16 import (
-    bfloat16_products,
-    cpu_flags,
-    in_precision,
-    resolve,
-)
+from lrdist_keras.models.bfloat16 import bfloat16_products, in_precision, resolve
 from lrdist_keras.models.encoder import load_encoder, new_head
-from lrdist_keras.search import tuner
+from lrdist_keras.search import search
 from lrdist_keras.training.programs import Programs
 from lrdist_keras.training.strategies import Terms, negative_log_likelihood
 from lrdist_keras.training.trainer import SequentialTrainer
@@ -496,7 +492,7 @@ def test_gpu_and_tpu_take_the_dtype_policy_of_keras(wide_preset, monkeypatch):
 
 
 def resolved_with(flags, configuration, monkeypatch):
-    monkeypatch.setattr(bfloat16, "cpu_flags", lambda cpuinfo: frozenset(flags))
+    monkeypatch.setattr(machine, "cpu_flags", lambda cpuinfo: frozenset(flags))
     return loading.resolved(configuration)
 
 
@@ -508,10 +504,10 @@ def test_runs_of_two_precisions_do_not_mix(toml, tmp_path, monkeypatch):
     on = partial(resolved_with, configuration=configuration, monkeypatch=monkeypatch)
     amx, other = on({"amx_bf16"}), on(())
     assert (amx.model.precision, other.model.precision) == ("bfloat16", "float32")
-    assert tuner._fingerprint(amx) != tuner._fingerprint(other)
+    assert search._fingerprint(amx) != search._fingerprint(other)
 
     compared, searched = tmp_path / "compared", tmp_path / "searched"
-    comparison.claim(other, compared)
+    run_folder.claim(other, compared)
     record = {"sequence": "s", "arm": "a", "seed": 0, **dict.fromkeys(METRICS)}
     (compared / "runs.jsonl").write_text(json.dumps(record) + "\n")
     (searched / "search").mkdir(parents=True)
@@ -519,7 +515,7 @@ def test_runs_of_two_precisions_do_not_mix(toml, tmp_path, monkeypatch):
     text = json.dumps(other.model_dump())
     (searched / "configuration.json").write_text(text)
     on({"amx_bf16"})
-    for prepare, folder in ((comparison.prepare, compared), (tuner.prepare, searched)):
+    for prepare, folder in ((comparison.prepare, compared), (search.prepare, searched)):
         with pytest.raises(ValueError, match="What differs: model.precision$"):
             prepare(configuration, folder)
 
@@ -527,7 +523,7 @@ def test_runs_of_two_precisions_do_not_mix(toml, tmp_path, monkeypatch):
 def test_the_results_name_the_precision(toml, tmp_path, monkeypatch):
     path = tmp_path / "small.toml"
     path.write_text(toml)
-    monkeypatch.setattr(bfloat16, "cpu_flags", lambda cpuinfo: {"amx_bf16"})
+    monkeypatch.setattr(machine, "cpu_flags", lambda cpuinfo: {"amx_bf16"})
     prepared = comparison.prepare(config.load(path), tmp_path / "run")
     assert prepared.trainer.encoder.precision == "bfloat16"
     prepared.save_results([])

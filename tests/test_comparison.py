@@ -7,8 +7,8 @@ from lrdist_keras import config
 from lrdist_keras.config import ArmSettings
 from lrdist_keras.distribution import kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
-from lrdist_keras.laboratory import comparison
-from lrdist_keras.laboratory.statistics import METRICS
+from lrdist_keras.laboratory import comparison, run_folder
+from lrdist_keras.laboratory.metrics import METRICS
 
 
 @pytest.fixture
@@ -43,36 +43,36 @@ def test_an_arms_rates():
 
 def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configuration):
     folder = tmp_path / "out"
-    comparison.claim(configuration("training.epochs=3"), folder)
-    comparison.claim(configuration(), folder)  # nothing has run yet
+    run_folder.claim(configuration("training.epochs=3"), folder)
+    run_folder.claim(configuration(), folder)  # nothing has run yet
     (folder / "runs.jsonl").write_text(line(0) + "\n")
-    comparison.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
+    run_folder.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
     with pytest.raises(
         ValueError, match="another configuration.*arms.0.rate, comp.*, tra.*epochs"
     ):
         other = ("training.epochs=2", "arms.0.rate=1", 'compat=["no_shuffling"]')
-        comparison.claim(configuration(*other), folder)
+        run_folder.claim(configuration(*other), folder)
     # As does one that an older version made, which measured nothing more.
     old = json.loads((folder / "configuration.json").read_text())
     del old["measures"]
     (folder / "configuration.json").write_text(json.dumps(old))
-    comparison.claim(configuration("measures.probe=false"), folder)
+    run_folder.claim(configuration("measures.probe=false"), folder)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "runs.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"without a configuration\.json"):
-        comparison.claim(configuration(), tmp_path / "foreign")
+        run_folder.claim(configuration(), tmp_path / "foreign")
 
 
 def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text(f'{line(0)}\n{{"seed": 1')
-    assert [r["seed"] for r in comparison.read_runs(tmp_path)] == [0]
-    comparison._cut_half_a_line(tmp_path)
+    assert [r["seed"] for r in run_folder.read_runs(tmp_path)] == [0]
+    run_folder.cut_half_a_line(tmp_path)
     assert path.read_text() == line(0) + "\n"
     for damaged in ('{"seed": ', "{}", "1", "", "[]"):
         path.write_text(f"{line(0)}\n{damaged}\n{line(2)}\n")
         with pytest.raises(ValueError, match="line 2 is damaged"):
-            comparison.read_runs(tmp_path)
+            run_folder.read_runs(tmp_path)
 
 
 def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):

@@ -7,16 +7,14 @@ import pytest
 from lrdist_keras import distribution
 from lrdist_keras.distribution import (
     Distribution,
-    Trials,
     combine_pairs,
     flat,
     kenneweg2022,
     kenneweg2022_rounded,
     llrd,
-    ranked_combination,
-    read_trials,
 )
 from lrdist_keras.groups import PatternScheme, Scheme
+from lrdist_keras.search.trials import Trials, ranked_combination, read_trials
 
 SMALL_FILE = """{"format": 1, "scheme": {"layers": 1}, "provenance": %s,
  "rates": {"embeddings": 1e-5, "encoder_1": 1e-5, "head": 1e-5}}"""

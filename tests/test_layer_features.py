@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from lrdist_keras.data.batches import Encoded, encode, load_tokenizer, take
-from lrdist_keras.data.tasks import Split
+from lrdist_keras.data.batches import Encoded, take
+from lrdist_keras.data.splits import Split
+from lrdist_keras.data.tokenizer import encode, load_tokenizer
 from lrdist_keras.models.encoder import load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
 

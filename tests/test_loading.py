@@ -4,9 +4,9 @@ from conftest import sentiment, write_rows
 
 from lrdist_keras import config
 from lrdist_keras.config import ArmSettings, DataSettings, TaskSettings
-from lrdist_keras.data.batches import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.data.shifts import cluster_shift, length_shift
 from lrdist_keras.data.tasks import load_task
+from lrdist_keras.data.tokenizer import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.layer_features import FeatureReader

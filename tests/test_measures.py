@@ -11,7 +11,7 @@ from trainer_cases import data, task
 
 from lrdist_keras.config import ArmSettings, MeasureSettings, TrainingSettings
 from lrdist_keras.data.batches import take
-from lrdist_keras.data.tasks import stratified
+from lrdist_keras.data.sampling import stratified
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy
 from lrdist_keras.laboratory.measures import Measures, of_evaluations

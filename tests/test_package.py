@@ -1,6 +1,7 @@
 """What holds for the package as a whole."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lrdist_keras"
+MAP = Path(__file__).parents[1] / "docs" / "architecture.md"
 # From the bottom up: a module imports only what stands before it.
-ORDER = """
-_storage _tensorflow groups distribution optimizer config
-models.bfloat16 models.bert_stack
-data.tasks data.batches models.encoder models.layer_features data.shifts
-training.token_rows training.penalties training.strategies training.mlm_fisher
-training.moments training.compilation training.programs training.trainer
-laboratory.metrics laboratory.drift laboratory.statistics laboratory.measures
-laboratory.loading search.surrogate search.oracle search.distributed search.tuner
-laboratory.comparison report.tables machine cli
-""".split()
+ORDER = [
+    name.replace("/", ".")
+    for name in re.findall(r"^\| `([\w/]+)` \|", MAP.read_text("utf-8"), re.MULTILINE)
+]
 
 
 def modules():
@@ -44,7 +40,7 @@ def imported(path):
                     yield alias.name.removeprefix("lrdist_keras.")
 
 
-def test_the_order_names_every_module():
+def test_the_map_names_every_module():
     assert {name for name, _ in modules()} == set(ORDER)
     assert len(ORDER) == len(set(ORDER))
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from lrdist_keras.data import shifts
-from lrdist_keras.data.batches import encode, load_tokenizer
 from lrdist_keras.data.shifts import Part, cluster_shift, length_shift
-from lrdist_keras.data.tasks import Split
+from lrdist_keras.data.splits import Split
+from lrdist_keras.data.tokenizer import encode, load_tokenizer
+from lrdist_keras.laboratory import loading
 from lrdist_keras.models.encoder import load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
 
@@ -195,7 +196,7 @@ def test_embeddings_and_clusters_are_kept_by_all_that_they_depend_on(
 
     def find(encoder=encoder, train=train, clusters=2, seed=0, compat=False):
         reader = Counting(encoder, 32)
-        return shifts.cached_cluster_shift(
+        return loading.cached_cluster_shift(
             reader, train, validation, clusters, seed, cache, compat
         )
 

@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from lrdist_keras.laboratory import statistics
-from lrdist_keras.laboratory.statistics import (
-    METRICS,
-    NoStatistics,
-    compare_arms,
-    summarize,
-)
+from lrdist_keras.laboratory import paired_tests, statistics
+from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory.statistics import NoStatistics, compare_arms, summarize
 
 
 def record(arm, seed, learned=True, sequence="a -> b", **values):
@@ -83,7 +79,7 @@ def test_one_task_has_no_p_o():
 def test_the_t_interval_is_scipys(n):
     one, other = np.random.default_rng(n).normal(size=(2, n))
     expected = stats.ttest_rel(one, other).confidence_interval(0.95)
-    assert statistics.t_interval(one - other) == pytest.approx(expected, rel=1e-9)
+    assert paired_tests.t_interval(one - other) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +102,7 @@ def test_the_sign_flip_test_is_scipys(differences):
         n_resamples=np.inf,
         vectorized=True,
     )
-    assert statistics.sign_flip(d) == (pytest.approx(expected.pvalue), True)
+    assert paired_tests.sign_flip(d) == (pytest.approx(expected.pvalue), True)
 
 
 def exact_p(differences):
@@ -128,29 +124,29 @@ def exact_p(differences):
 def test_the_sign_flip_test_is_exact_up_to_20_pairs_and_drawn_beyond():
     rng = np.random.default_rng(3)
     d = rng.integers(-4, 8, 20)
-    assert statistics.sign_flip(d / 7) == (pytest.approx(exact_p(d)), True)
+    assert paired_tests.sign_flip(d / 7) == (pytest.approx(exact_p(d)), True)
     for shift in (4, 5, 6):
         d = rng.integers(-9, 2 * shift, 40)
-        p, exact = statistics.sign_flip(d / 7)
+        p, exact = paired_tests.sign_flip(d / 7)
         expected = exact_p(d)
         error = math.sqrt(expected * (1 - expected) / 20_000)
         assert not exact
         assert abs(p - expected) < 4 * error + 1 / 20_000
     # None of the drawn patterns reaches it, and still p is not 0.
-    assert statistics.sign_flip(np.ones(60)) == (1 / 20_000, False)
+    assert paired_tests.sign_flip(np.ones(60)) == (1 / 20_000, False)
 
 
 def test_no_pair_proves_nothing():
-    assert statistics.sign_flip(np.array([])) == (1.0, True)
-    assert statistics.sign_flip(np.array([0.3])) == (1.0, True)
-    for interval in (statistics.t_interval, statistics.bca_interval):
+    assert paired_tests.sign_flip(np.array([])) == (1.0, True)
+    assert paired_tests.sign_flip(np.array([0.3])) == (1.0, True)
+    for interval in (paired_tests.t_interval, paired_tests.bca_interval):
         assert np.isnan(interval(np.array([0.3]))).all()
-    assert statistics.pairs_needed(np.array([0.3]), 1) is None
+    assert paired_tests.pairs_needed(np.array([0.3]), 1) is None
 
 
 def test_holm_is_the_closure_of_bonferroni():
     # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+    assert paired_tests.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02]
     )
     p_values = np.random.default_rng(0).random(6) ** 3
@@ -160,8 +156,8 @@ def test_holm_is_the_closure_of_bonferroni():
         max(min(1, len(s) * min(p_values[list(s)])) for s in sets if i in s)
         for i in members
     ]
-    assert statistics.holm(list(p_values)) == pytest.approx(expected)
-    assert statistics.holm([0.6, 0.7]) == [1, 1]
+    assert paired_tests.holm(list(p_values)) == pytest.approx(expected)
+    assert paired_tests.holm([0.6, 0.7]) == [1, 1]
 
 
 def test_the_bca_interval_is_efrons():
@@ -176,24 +172,24 @@ def test_the_bca_interval_is_efrons():
     z = bias + special.ndtri([0.025, 0.975])
     shares = special.ndtr(bias + z / (1 - acceleration * z))
     expected = np.quantile(resamples, shares)
-    low, high = statistics.bca_interval(d)
+    low, high = paired_tests.bca_interval(d)
     assert (low, high) == pytest.approx(expected, abs=0.025)
     assert not np.allclose(np.quantile(resamples, [0.025, 0.975]), expected, atol=0.04)
-    assert statistics.bca_interval(d) == (low, high)
+    assert paired_tests.bca_interval(d) == (low, high)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
 def test_equal_differences_have_an_interval_without_width(value):
     d = np.full(8, value)
     d[3] += 1e-17
-    assert statistics.bca_interval(d) == pytest.approx((value, value))
-    assert statistics.t_interval(d) == pytest.approx((value, value))
-    (decision,) = statistics.decide([d])
+    assert paired_tests.bca_interval(d) == pytest.approx((value, value))
+    assert paired_tests.t_interval(d) == pytest.approx((value, value))
+    (decision,) = paired_tests.decide([d])
     assert decision.marked == (value != 0)
 
 
 def test_the_smallest_numbers_of_pairs():
-    assert [statistics.least_pairs(k) for k in (1, 2, 5, 17)] == [6, 7, 8, 10]
+    assert [paired_tests.least_pairs(k) for k in (1, 2, 5, 17)] == [6, 7, 8, 10]
 
 
 # G*Power 3.1, difference between two dependent means, two-sided, 5 %, power 0.8.
@@ -201,30 +197,30 @@ def test_the_smallest_numbers_of_pairs():
 def test_the_seeds_needed_are_those_of_gpower(effect, n):
     d = np.array([-1.0, 1.0, -1.0, 1.0])
     d = effect + d / d.std(ddof=1)
-    assert statistics.pairs_needed(d, 1) == n
-    assert statistics.pairs_needed(-d, 1) == n
-    assert statistics.power(effect, n, 0.05) >= 0.8
-    assert statistics.power(effect, n - 1, 0.05) < 0.8
+    assert paired_tests.pairs_needed(d, 1) == n
+    assert paired_tests.pairs_needed(-d, 1) == n
+    assert paired_tests.power(effect, n, 0.05) >= 0.8
+    assert paired_tests.power(effect, n - 1, 0.05) < 0.8
 
 
 def test_the_power_is_that_of_drawn_t_tests():
     d = np.random.default_rng(0).normal(0.9, 1, (20_000, 8))
     share = np.mean(stats.ttest_1samp(d, 0, axis=1).pvalue < 0.05 / 5)
-    expected = statistics.power(0.9, 8, 0.05 / 5)
+    expected = paired_tests.power(0.9, 8, 0.05 / 5)
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)
 
 
 def test_the_seeds_needed_have_their_limits():
     wide = np.array([-1.0, 1.0, 1.001, -1.0])
-    assert statistics.pairs_needed(wide, 1) is None
-    assert statistics.pairs_needed(np.array([-1.0, 1.0]), 1) is None
+    assert paired_tests.pairs_needed(wide, 1) is None
+    assert paired_tests.pairs_needed(np.array([-1.0, 1.0]), 1) is None
     for d in (np.array([0.1, 0.1]), np.array([0.1, 0.1 + 1e-9])):
-        assert statistics.pairs_needed(d, 17) == 10
+        assert paired_tests.pairs_needed(d, 17) == 10
 
 
 def test_the_t_interval_covers_the_mean_of_normal_differences():
     draws = np.random.default_rng(0).normal(0.3, 2, (2000, 8))
-    intervals = np.array([statistics.t_interval(d) for d in draws])
+    intervals = np.array([paired_tests.t_interval(d) for d in draws])
     covered = np.mean((intervals[:, 0] <= 0.3) & (0.3 <= intervals[:, 1]))
     assert 0.93 <= covered <= 0.97
 
@@ -237,7 +233,7 @@ def test_where_nothing_differs_at_most_5_percent_of_tables_have_a_mark(n, k):
     for _ in range(draws):
         # The reference's noise is in every difference.
         noise = rng.normal(size=(k + 1, n))
-        decisions = statistics.decide(list(noise[1:] - noise[0]))
+        decisions = paired_tests.decide(list(noise[1:] - noise[0]))
         marked += any(decision.marked for decision in decisions)
     assert marked / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
 
@@ -245,26 +241,28 @@ def test_where_nothing_differs_at_most_5_percent_of_tables_have_a_mark(n, k):
 def test_a_large_difference_is_found():
     rng = np.random.default_rng(0)
     draws = [[rng.normal(2, 1, 8), *rng.normal(0, 1, (4, 8))] for _ in range(100)]
-    decisions = [statistics.decide(samples) for samples in draws]
+    decisions = [paired_tests.decide(samples) for samples in draws]
     assert np.mean([first.marked for first, *_ in decisions]) > 0.8
 
 
 def test_a_mark_takes_interval_test_and_pairs_enough():
     one_sided = np.linspace(1, 1.2, 6)
-    (alone,) = statistics.decide([one_sided])
+    (alone,) = paired_tests.decide([one_sided])
     # 2 / 2^6 = 0.031; with two comparisons 0.063.
     assert alone.marked and alone.p == alone.p_holm == 2 / 64
-    first, second = statistics.decide([one_sided, one_sided])
+    first, second = paired_tests.decide([one_sided, one_sided])
     assert first.p_holm == second.p_holm == 4 / 64
     assert not first.marked and first.least_pairs == 7
     # Six of one sign beside ten: Holm alone would allow it.
-    few, many = statistics.decide([one_sided, np.linspace(1, 1.2, 10)])
+    few, many = paired_tests.decide([one_sided, np.linspace(1, 1.2, 10)])
     assert many.marked and few.p_holm < 0.05 and not few.marked
     # All of one sign, but one so far out that the interval holds 0.
-    (far,) = statistics.decide([np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 5.0])])
+    (far,) = paired_tests.decide([np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 5.0])])
     assert far.p_holm < 0.05 and far.interval[0] < 0 and not far.marked
     # The interval leaves out 0, the corrected test says no.
-    tests = statistics.decide([np.linspace(0.1, 1, 8), *[np.array([-1.0, 1] * 4)] * 9])
+    tests = paired_tests.decide(
+        [np.linspace(0.1, 1, 8), *[np.array([-1.0, 1] * 4)] * 9]
+    )
     assert tests[0].interval[0] > 0 and not tests[0].marked
 
 
@@ -354,7 +352,7 @@ def test_the_two_level_interval_is_that_of_all_resamples():
     order = np.argsort(np.concatenate(values))
     share = np.cumsum(np.concatenate(weights)[order]) / 4
     quantiles = np.concatenate(values)[order][np.searchsorted(share, [0.025, 0.975])]
-    assert statistics.two_level_interval(groups) == pytest.approx(quantiles, abs=0.1)
+    assert paired_tests.two_level_interval(groups) == pytest.approx(quantiles, abs=0.1)
 
 
 def test_the_interval_over_sequences_covers_what_holds_for_sequences_in_general():
@@ -363,7 +361,7 @@ def test_the_interval_over_sequences_covers_what_holds_for_sequences_in_general(
     for _ in range(1000):
         sequences = rng.normal(0.2, 1, 5)
         units = rng.normal(sequences[:, None], 2, (5, 8)).mean(axis=1)
-        low, high = statistics.decide([units])[0].interval
+        low, high = paired_tests.decide([units])[0].interval
         covered += low <= 0.2 <= high
     assert 0.93 <= covered / 1000 <= 0.97
 
@@ -373,7 +371,7 @@ def test_the_flat_curve_is_the_line_between_rates():
     values = np.array([[0.9, 0.0], [0.7, 0.2], [0.3, 0.6]])
 
     def at(x):
-        return statistics.on_flat_curve(p_s, values, x)
+        return paired_tests.on_flat_curve(p_s, values, x)
 
     assert at(0.7) == pytest.approx([0.8, 0.1])
     assert at(0.8) == pytest.approx([0.7, 0.2])
@@ -385,10 +383,10 @@ def test_the_flat_curve_is_the_line_between_rates():
 def test_where_two_flat_rates_learn_as_much_the_one_that_keeps_more_counts():
     p_s = np.array([0.6, 0.8, 0.6])  # the largest rate is too large
     values = np.array([[0.9], [0.8], [0.2]])
-    assert statistics.on_flat_curve(p_s, values, 0.7) == pytest.approx([0.85])
-    level = statistics.on_flat_curve(np.array([0.7, 0.7]), values[:2], 0.7)
+    assert paired_tests.on_flat_curve(p_s, values, 0.7) == pytest.approx([0.85])
+    level = paired_tests.on_flat_curve(np.array([0.7, 0.7]), values[:2], 0.7)
     assert level == pytest.approx([0.9])
-    assert statistics.on_flat_curve(p_s[:1], values[:1], 0.6) is None
+    assert paired_tests.on_flat_curve(p_s[:1], values[:1], 0.6) is None
 
 
 def test_arms_are_compared_with_the_flat_rate_that_learns_as_much():

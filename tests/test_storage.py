@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from lrdist_keras._storage import package_folder, replacing, write_text
+from lrdist_keras._storage import replacing, write_text
+from lrdist_keras.data.local_files import package_folder
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

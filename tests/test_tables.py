@@ -7,8 +7,9 @@ from rich.console import Console
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
-from lrdist_keras.laboratory.statistics import METRICS, compare_arms, summarize
-from lrdist_keras.report import tables
+from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory.statistics import compare_arms, summarize
+from lrdist_keras.report import comparison_tables, figures, tables
 
 SCHEME = Scheme(2)
 
@@ -66,7 +67,7 @@ def differences(seeds, sequences=("a -> b",), learned=True):
 
 
 def test_the_differences_fit_a_terminal_of_80_columns():
-    found = tables.statistics_tables(differences(21, ("a -> b", "b -> a")))
+    found = comparison_tables.statistics_tables(differences(21, ("a -> b", "b -> a")))
     shown = [text(table) for table in found]
     assert len(shown) == 4 and not any("…" in part for part in shown)
     assert "Differences to flat 5e-5 on b -> a" in shown[1]
@@ -76,7 +77,7 @@ def test_the_differences_fit_a_terminal_of_80_columns():
 
 
 def test_a_difference_is_shown_with_its_intervals_tests_and_mark():
-    (table, equal) = tables.statistics_tables(differences(8))
+    (table, equal) = comparison_tables.statistics_tables(differences(8))
     rows = [line.split() for line in text(table).splitlines()]
     # 2 / 2^8 = 0.0078, and twice that for two comparisons.
     shown = "kenneweg2022 at 5e-5 +.040* +.040 +.040 +.040 +.040 .008 .016 8 7"
@@ -91,7 +92,7 @@ def test_a_difference_is_shown_with_its_intervals_tests_and_mark():
 
 
 def test_what_is_missing_for_a_mark_is_said():
-    (table, _) = tables.statistics_tables(differences(7, learned=False))
+    (table, _) = comparison_tables.statistics_tables(differences(7, learned=False))
     caption = " ".join(text(table, 300).split())
     assert "3 of 21 runs did not learn (flat 5e-5: 1, flat 2e-4: 1, kenn" in caption
     assert (
@@ -106,7 +107,7 @@ def test_an_arm_outside_the_flat_curve_is_named():
         for seed in range(2)
     ]
     compared = compare_arms(records, "b", {"[a]": 1e-5, "b": 1e-4})
-    (_, equal) = tables.statistics_tables(compared)
+    (_, equal) = comparison_tables.statistics_tables(compared)
     shown = " ".join(text(equal, 200).split())
     assert "'c' on a -> b: p_s of 2 of 2 runs lies outside the flat arms'" in shown
     assert "c - - - - - 1 1 0 -" in shown
@@ -155,7 +156,7 @@ def test_the_faults_that_were_on_are_one_line_and_the_title(tmp_path, monkeypatc
     )
     arms = {"flat": flat(1e-5, SCHEME)}
     for compat in ([], ["no_shuffling", "carry_moments"]):
-        tables.save_picture(tmp_path / "p.png", [record()], arms, compat)
+        figures.save_picture(tmp_path / "p.png", [record()], arms, compat)
     assert titles == ["", line]
 
 
@@ -192,7 +193,7 @@ def test_the_picture_is_a_picture_of_the_data(tmp_path, sequences):
             for seed in (0, 1)
         ]
         arms = {"flat": flat(1e-5, SCHEME), "other": kenneweg2022().resample(SCHEME)}
-        tables.save_picture(tmp_path / "p.png", records, arms)
+        figures.save_picture(tmp_path / "p.png", records, arms)
         return imread(tmp_path / "p.png")
 
     one, other = picture(0.8), picture(0.6)
@@ -241,7 +242,7 @@ def rows_of(table, width=80):
 
 def test_further_measures_are_means_over_the_seeds():
     runs = [measured(seed=0), measured(seed=2), measured(seed=4, learned=False)]
-    arms, tasks = tables.measures_tables(runs)
+    arms, tasks = comparison_tables.measures_tables(runs)
     # The third run learned nothing and changes no backward transfer: -.10 and -.12.
     shown = "flat .720±.020 .800±.000 -.110±.014 .010±.000 .820±.020 .620±.020"
     assert shown.split() in rows_of(arms)
@@ -259,7 +260,7 @@ def test_longer_sequences_get_their_matrix_and_forgetting_per_task():
     runs = [measured("kenneweg2022 at 5e-5", seed, names) for seed in (0, 2, 4)]
     # Of rte, the third answered no better than 0.93 + 2 sqrt(0.93 * 0.07 / 400).
     runs[2] |= {"majority_rates": [0.6, 0.6, 0.93, 0.6], "learned": False}
-    *_, matrices = tables.measures_tables(runs)
+    *_, matrices = comparison_tables.measures_tables(runs)
     rows = rows_of(matrices)
     assert "rte .720±.020 .820±.020 .920±.020 -".split() in rows
     assert "mrpc .620±.020 .720±.020 .820±.020 .920±.020".split() in rows
@@ -267,15 +268,15 @@ def test_longer_sequences_get_their_matrix_and_forgetting_per_task():
 
 
 def test_records_without_measures_have_no_tables_of_them(tmp_path):
-    assert tables.measures_tables([record(), record(seed=1)]) == []
+    assert comparison_tables.measures_tables([record(), record(seed=1)]) == []
     # Nor has an arm that no measure has a meaning for a number there.
     absent = ("backward_transfer", "forward_transfer", "probe_after", "probe_p_o")
     gone = {"probe", "drift", "similarity", "task_forgetting", *absent}
     joint = {k: v for k, v in measured("joint").items() if k not in gone}
-    arms, tasks = tables.measures_tables([measured(), joint])
+    arms, tasks = comparison_tables.measures_tables([measured(), joint])
     assert "joint .700 .800 - - - -".split() in rows_of(arms)
     assert "joint .800 .600 .080 .060 - -".split() in rows_of(tasks)
-    arms, tasks = tables.measures_tables([joint])
+    arms, tasks = comparison_tables.measures_tables([joint])
     assert "joint .700 .800".split() in rows_of(arms)
     assert "joint .800 .600 .080 .060".split() in rows_of(tasks)
 
@@ -299,7 +300,7 @@ def test_the_picture_of_drift_is_one_of_the_data(tmp_path):
     from matplotlib.image import imread
 
     def picture(*records):
-        tables.save_drift_picture(tmp_path / "d.png", records)
+        figures.save_drift_picture(tmp_path / "d.png", records)
         return imread(tmp_path / "d.png")
 
     one = picture(measured(), measured(seed=1))
@@ -318,11 +319,11 @@ def test_names_are_not_markup(tmp_path):
     assert arm in shown and sequence in shown and "[bold]" in shown
     (table,) = tables.group_tables([("head", 1, 1)], {arm: flat(1e-5, SCHEME)})
     assert "[/old]" in text(table, 120)
-    tables.save_picture(tmp_path / "p.png", records, {arm: flat(1e-5, SCHEME)})
+    figures.save_picture(tmp_path / "p.png", records, {arm: flat(1e-5, SCHEME)})
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
 def test_one_task_alone_can_be_drawn(tmp_path):
     single = record(sequence="b") | {"curves": {}, "p_o": None, "forgetting": None}
-    tables.save_picture(tmp_path / "p.png", [single], {"flat": flat(1e-5, SCHEME)})
+    figures.save_picture(tmp_path / "p.png", [single], {"flat": flat(1e-5, SCHEME)})
     assert (tmp_path / "p.png").stat().st_size > 10_000

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_rows
 
 from lrdist_keras.config import DataSettings, TaskSettings
-from lrdist_keras.data import tasks
+from lrdist_keras.data import sampling, splits, tasks
 
 
 def load(source, data, **settings):
@@ -20,7 +20,7 @@ def from_files(folder, train="train.csv", **settings):
 @pytest.mark.parametrize("count", [1, 10, 17, 99, 100])
 def test_stratified_keeps_the_proportions(count):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    chosen = tasks.stratified(labels, count, np.random.default_rng(0))
+    chosen = sampling.stratified(labels, count, np.random.default_rng(0))
     assert len(set(chosen)) == count
     found = np.bincount(labels[chosen], minlength=3)
     assert (np.abs(found - count * np.array([0.6, 0.3, 0.1])) < 1).all()
@@ -29,12 +29,12 @@ def test_stratified_keeps_the_proportions(count):
 def test_stratified_is_seeded_and_limited():
     labels = np.repeat([0, 1], 50)
     first, again, other = (
-        tasks.stratified(labels, 20, np.random.default_rng(s)).tolist()
+        sampling.stratified(labels, 20, np.random.default_rng(s)).tolist()
         for s in (1, 1, 2)
     )
     assert first == again != other
     with pytest.raises(ValueError, match="`n` must be at most the 100 examples"):
-        tasks.stratified(labels, 101, np.random.default_rng(0), "`n`")
+        sampling.stratified(labels, 101, np.random.default_rng(0), "`n`")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_glue_has_its_official_sizes(shared, name, train, validation, majority):
     task = load(f"glue/{name}", DataSettings(dir=str(shared / "tfds")))
     assert len(task.splits["train"]) == train
     assert len(task.splits["validation"]) == validation
-    assert tasks.majority_rate(task.splits["validation"].labels) == majority
+    assert sampling.majority_rate(task.splits["validation"].labels) == majority
     columns = task.splits["train"].texts
     assert len(columns) == (2 if name in ("mrpc", "rte") else 1)
     assert all(isinstance(text, str) for text in columns[0][:100])
@@ -279,7 +279,7 @@ def test_files_of_other_kinds(tmp_path):
 
 def test_bytes_literals_are_what_python_prints_for_the_bytes_of_a_text():
     texts = ["good", "it's", 'a "b" c\'d', "caf\u00e9\n"]
-    split = tasks.Split((texts, texts[::-1]), np.arange(4))
+    split = splits.Split((texts, texts[::-1]), np.arange(4))
     wrapped = tasks.as_bytes_literals(split)
     expected = ["b'good'", 'b"it\'s"', "b'a \"b\" c\\'d'", "b'caf\\xc3\\xa9\\n'"]
     assert wrapped.texts == (expected, expected[::-1])

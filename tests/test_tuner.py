@@ -14,11 +14,13 @@ from keras_tuner.src import protos
 from test_oracle import make, score
 
 from lrdist_keras import config, distribution
-from lrdist_keras.data.tasks import Split, search_slice
-from lrdist_keras.distribution import Distribution, kenneweg2022, read_trials
+from lrdist_keras.data.sampling import search_slice
+from lrdist_keras.data.splits import Split
+from lrdist_keras.distribution import Distribution, kenneweg2022
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import comparison
-from lrdist_keras.search import tuner
+from lrdist_keras.search import search, space, trials, tuner
+from lrdist_keras.search.trials import read_trials
 
 LRDIST = [sys.executable, "-c", "from lrdist_keras.cli import main; main()"]
 SMALL = [
@@ -121,8 +123,8 @@ def test_a_failed_trial_is_shown_and_tried_again(tmp_path, capsys):
 def test_a_second_process_is_kept_out(tmp_path, toml):
     path = tmp_path / "c.toml"
     path.write_text(toml)
-    prepared = tuner.prepare(config.load(path, SMALL), tmp_path / "out")
-    from lrdist_keras._storage import locked
+    prepared = search.prepare(config.load(path, SMALL), tmp_path / "out")
+    from lrdist_keras.laboratory.run_folder import locked
 
     with locked(tmp_path / "out"):
         for call in (prepared.run, lambda: prepared.serve("127.0.0.1:1")):
@@ -151,7 +153,7 @@ def test_a_flat_space_gives_a_flat_distribution(tmp_path, toml):
     path = tmp_path / "c.toml"
     path.write_text(toml)
     flat_space = [*SMALL, "search.space=flat", "search.budget=2"]
-    prepared = tuner.prepare(config.load(path, flat_space), tmp_path / "out")
+    prepared = search.prepare(config.load(path, flat_space), tmp_path / "out")
     prepared.run()
     combined = prepared.save_results()
     assert "compat" not in combined.provenance
@@ -175,7 +177,7 @@ def test_a_strength_is_searched_with_the_rates(tmp_path, toml):
         "search.strength=[1, 1e6]", "search.low=1e-3", "search.high=1e-1",
     ]  # fmt: skip
     configuration = config.load(path, chosen)
-    prepared = tuner.prepare(configuration, out)
+    prepared = search.prepare(configuration, out)
     prepared.run()
     prepared.save_results()
     with (out / "trials.csv").open() as file:
@@ -204,15 +206,15 @@ def test_a_strength_is_searched_with_the_rates(tmp_path, toml):
 
     # Another strategy is another search; what the other arms are does not matter.
     others = config.load(path, [*chosen, "arms.flat.rate=1e-4"])
-    tuner.prepare(others, out)
+    search.prepare(others, out)
     with pytest.raises(ValueError, match="What differs: arms.0.strength"):
-        tuner.prepare(config.load(path, [*chosen, "arms.ewc.strength=20.0"]), out)
+        search.prepare(config.load(path, [*chosen, "arms.ewc.strength=20.0"]), out)
     fingerprints = {
-        tuner._fingerprint(config.load(path, [*chosen, *more]))
+        search._fingerprint(config.load(path, [*chosen, *more]))
         for more in ([], ["arms.ewc.strength=20.0"], ["search.strength=[1, 10]"])
     }
     assert len(fingerprints) == 3
-    assert tuner._fingerprint(others) == tuner._fingerprint(configuration)
+    assert search._fingerprint(others) == search._fingerprint(configuration)
 
 
 def test_the_strategy_of_an_arm_counts_without_its_strength(tmp_path, toml):
@@ -221,10 +223,10 @@ def test_the_strategy_of_an_arm_counts_without_its_strength(tmp_path, toml):
     arms = "arms=[{name='lp_ft', rate=1e-2, strategy='lp_ft'}]"
     chosen = [*SMALL, arms, "search.arm=lp_ft"]
     plain, probing = (
-        tuner.prepare(config.load(path, of), tmp_path / name)
+        search.prepare(config.load(path, of), tmp_path / name)
         for name, of in (("plain", SMALL), ("lp_ft", chosen))
     )
-    assert tuner.STRENGTH not in {hp.name for hp in probing.oracle.get_space().space}
+    assert trials.STRENGTH not in {hp.name for hp in probing.oracle.get_space().space}
     # The probe takes as many steps as the training after it.
     assert probing.steps(1.0) == 2 * plain.steps(1.0)
 
@@ -251,13 +253,13 @@ def test_the_reward_is_of_what_is_reported_where_the_splits_are_one(tmp_path, to
     fault = [*of, 'compat=["report_on_tuning_split"]']
     compared = comparison.prepare(config.load(path, of), tmp_path / "compare")
     (record,) = compared.run(*[lambda *_: None] * 3)
-    prepared = tuner.prepare(config.load(path, [*SMALL, *fault]), tmp_path / "out")
+    prepared = search.prepare(config.load(path, [*SMALL, *fault]), tmp_path / "out")
     found = prepared.evaluate({"rate": 1e-2}, 1.0, 0)
     assert [found[k] for k in ("a1", "p_s", "p_o", "reward")] == [
         record[k] for k in ("a1", "p_s", "p_o", "reward")
     ]
     assert [len(task.train) for task in prepared.tasks] == [64, 64]
-    sliced = tuner.prepare(config.load(path, [*SMALL, *of]), tmp_path / "sliced")
+    sliced = search.prepare(config.load(path, [*SMALL, *of]), tmp_path / "sliced")
     assert [len(task.validation) for task in sliced.tasks] == [12, 12]
 
 
@@ -265,11 +267,11 @@ def test_what_stops_a_trial_early_sees_the_first_task_only(tmp_path, toml):
     path = tmp_path / "c.toml"
     path.write_text(toml)
     fault = 'compat=["early_stopping_first_task"]'
-    prepared = tuner.prepare(config.load(path, [*SMALL, fault]), tmp_path / "out")
+    prepared = search.prepare(config.load(path, [*SMALL, fault]), tmp_path / "out")
     part, full = (prepared.evaluate({"rate": 1e-2}, b, 0) for b in (1 / 3, 1.0))
     assert part["reward"] == part["a1"] / 2
     assert full["reward"] == full["p_s"] + full["p_o"]
-    right = tuner.prepare(config.load(path, SMALL), tmp_path / "right")
+    right = search.prepare(config.load(path, SMALL), tmp_path / "right")
     without = right.evaluate({"rate": 1e-2}, 1 / 3, 0)
     assert without["reward"] == without["p_s"] + without["p_o"]
     assert {k: part[k] for k in ("a1", "p_s", "p_o")} == {
@@ -286,7 +288,7 @@ def rates_of(point):
 
 
 def test_start_points_and_range():
-    oracle = tuner.make_oracle(
+    oracle = space.make_oracle(
         settings(start_points=[1e-5, {"rate": 1e-4, "decay": 0.5}, "kenneweg2022"]),
         Scheme(3),
     )
@@ -295,7 +297,7 @@ def test_start_points_and_range():
     assert decayed["head"] == 1e-4 and decayed["encoder_3"] == pytest.approx(5e-5)
     resampled = kenneweg2022().resample(Scheme(3))
     assert rates_of(published) == pytest.approx(resampled.rates)
-    narrow = tuner.make_oracle(settings(low=2e-5, high=3e-5), Scheme(3))
+    narrow = space.make_oracle(settings(low=2e-5, high=3e-5), Scheme(3))
     assert all(
         2e-5 <= rate <= 3e-5
         for point in narrow.start_points
@@ -315,7 +317,7 @@ def test_start_points_and_range():
     ],
 )
 def test_samplers_by_one_word(sampler, model, units):
-    oracle = tuner.make_oracle(settings(sampler=sampler), Scheme(3))
+    oracle = space.make_oracle(settings(sampler=sampler), Scheme(3))
     assert (oracle.model, oracle.max_epochs) == (model, units)
 
 
@@ -327,7 +329,7 @@ def test_the_sequence_must_be_named_where_there_are_several(tmp_path, toml):
     turned = first.model_copy(update={"tasks": first.tasks[::-1]})
     several = loaded.model_copy(update={"sequences": [first, turned]})
     with pytest.raises(ValueError, match="name it with search.sequence"):
-        tuner.search_sequence(several)
+        search.search_sequence(several)
     with pytest.raises(ValueError, match="search.sequence is 'a -> z', which is none"):
         config.load(path, ["search.sequence=a -> z"])
 
@@ -337,7 +339,7 @@ def test_one_task_is_no_sequence_to_search(tmp_path, toml):
     path.write_text(toml)
     loaded = config.load(path, ["sequences.0.tasks=['first']"])
     with pytest.raises(ValueError, match="at least two tasks.*Received: 'first'"):
-        tuner.search_sequence(loaded)
+        search.search_sequence(loaded)
     with pytest.raises(ValueError, match="above `repeats`.*budget = 4, repeats = 4"):
         config.load(path, ["search.budget=4"])
 
@@ -362,7 +364,7 @@ label = "label"
     )
     path.write_text(third)
     short = [*SMALL, "search.repeats=0", "search.budget=1"]
-    prepared = tuner.prepare(config.load(path, short), tmp_path / "out")
+    prepared = search.prepare(config.load(path, short), tmp_path / "out")
     prepared.run()
     for row in prepared.rows():
         # p_o is the mean of the first two.
@@ -377,7 +379,7 @@ def test_the_parts_of_a_shift_are_searched(tmp_path, toml):
     path.write_text(toml)
     shift = ["sequences.0.tasks=['first']", "sequences.0.shift=length"]
     small = [*SMALL, *shift, "search.slice_examples=5"]
-    prepared = tuner.prepare(config.load(path, small), tmp_path / "out")
+    prepared = search.prepare(config.load(path, small), tmp_path / "out")
     assert [task.name for task in prepared.tasks] == ["first (short)", "first (long)"]
     for task in prepared.tasks:
         # Of the 32 texts of a half, 5 make the slice; none is in both.
@@ -390,13 +392,13 @@ def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatc
     elsewhere = ["data.cache=/else", "model.preset=/else", "seeds=[7]", "name=else"]
     elsewhere.append("measures.probe=false")  # of comparisons
     same, other = (
-        tuner._fingerprint(config.load(path, [*SMALL, *changed]))
+        search._fingerprint(config.load(path, [*SMALL, *changed]))
         for changed in (elsewhere, ["training.epochs=2"])
     )
-    own = tuner._fingerprint(config.load(path, SMALL))
+    own = search._fingerprint(config.load(path, SMALL))
     assert own == same != other
     scheme = Scheme(3)
-    chief = tuner.make_oracle(settings(), scheme, own)
+    chief = space.make_oracle(settings(), scheme, own)
 
     class Client:
         def get_space(self):  # as a message brings it, with numbers of 32 bits
@@ -407,9 +409,9 @@ def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatc
     monkeypatch.setattr(tuner.BaseTuner, "__init__", lambda self, oracle, **_: (
         setattr(self, "oracle", Client())
     ))  # fmt: skip
-    tuner.Tuner(tuner.make_oracle(settings(), scheme, same), None, tmp_path)
+    tuner.Tuner(space.make_oracle(settings(), scheme, same), None, tmp_path)
     with pytest.raises(ConnectionError, match="The chief searches with another conf"):
-        tuner.Tuner(tuner.make_oracle(settings(), scheme, other), None, tmp_path)
+        tuner.Tuner(space.make_oracle(settings(), scheme, other), None, tmp_path)
 
 
 def test_correlations_between_rungs_and_with_forgetting():
@@ -422,17 +424,17 @@ def test_correlations_between_rungs_and_with_forgetting():
 
     rows = [row(r, 1 / 3, r, 0.0) for r in (0.1, 0.2, 0.3, 0.4)]
     rows += [row(r, 1.0, y, 1 - y) for r, y in ((0.1, 0.2), (0.2, 0.1), (0.3, 0.5))]
-    found = tuner.correlations(rows)
+    found = trials.correlations(rows)
     assert found["between_rungs"] == [
         {"budgets": [1 / 3, 1.0], "settings": 3, "spearman": pytest.approx(0.5)}
     ]
     assert found["reward_and_forgetting"] == pytest.approx(-1.0)
     # Repeats are averaged: 0.2 and 0.4 are 0.3, above 0.1; 0.2 and -0.1 are not.
-    found = tuner.correlations([*rows, row(0.1, 1.0, 0.4, 0.6)])
+    found = trials.correlations([*rows, row(0.1, 1.0, 0.4, 0.6)])
     assert found["between_rungs"][0]["spearman"] == pytest.approx(0.5)
-    found = tuner.correlations([*rows, row(0.1, 1.0, -0.1, 0.6)])
+    found = trials.correlations([*rows, row(0.1, 1.0, -0.1, 0.6)])
     assert found["between_rungs"][0]["spearman"] == pytest.approx(1.0)
-    assert tuner.correlations(rows[:2]) == {
+    assert trials.correlations(rows[:2]) == {
         "between_rungs": [],
         "reward_and_forgetting": None,
     }

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
-
-from lrdist_keras._storage import digest, replacing
-from lrdist_keras.data.batches import Encoded
-from lrdist_keras.models.layer_features import FeatureReader
-
-_FORMAT = "1"  # of the cache; part of its keys
 
 
 @dataclass(frozen=True)
@@ -140,60 +131,6 @@ def cluster_shift(
     ]
 
 
-def cached_cluster_shift(
-    reader: FeatureReader,
-    train: Encoded,
-    validation: Encoded,
-    clusters: int,
-    seed: int,
-    cache: str | os.PathLike[str],
-    fit_on_validation: bool = False,
-) -> list[Part]:
-    """Divides a task by clusters of what the pretrained encoder makes of its texts.
-
-    See `cluster_shift`. Embeddings and clusters are kept in files of the cache, whose
-    names are hashes of all that they depend on: the encoder's weights, the ids of the
-    texts, and for the clusters also their number, the seed and scikit-learn's version.
-
-    Raises:
-        ValueError: If there are fewer examples to fit than clusters.
-        OSError: If the cache cannot be written.
-    """
-    import sklearn
-
-    cache, model = Path(cache), reader.encoder.digest
-    keys = [digest(_FORMAT, model, data.digest) for data in (train, validation)]
-
-    def embeddings(key: str, data: Encoded) -> np.ndarray:
-        read = partial(reader.last, reader.encoder.weights, data)
-        return _cached(cache / f"embeddings-{key}.npy", read)
-
-    def clusters_of_all() -> np.ndarray:
-        parts = cluster_shift(
-            embeddings(keys[0], train),
-            embeddings(keys[1], validation),
-            clusters,
-            seed,
-            fit_on_validation,
-        )
-        found = np.zeros(len(train) + len(validation), np.int32)
-        for i, part in enumerate(parts):
-            found[part.train] = found[len(train) + part.validation] = i
-        return found
-
-    what = [*keys, clusters, seed, fit_on_validation, sklearn.__version__]
-    name = digest(*map(str, what))
-    found = _cached(cache / f"clusters-{name}.npy", clusters_of_all)
-    return [
-        Part(
-            f"cluster {i + 1}",
-            np.flatnonzero(found[: len(train)] == i),
-            np.flatnonzero(found[len(train) :] == i),
-        )
-        for i in range(clusters)
-    ]
-
-
 def check_parts(
     parts: Sequence[Part],
     train_labels: np.ndarray,
@@ -277,11 +214,3 @@ def label_table(
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
     """Returns sum |p - q| / 2: the largest difference in probability of any event."""
     return float(np.abs(p - q).sum() / 2)
-
-
-def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    if not path.is_file():
-        array = compute()
-        with replacing(path) as file:
-            np.save(file, array)
-    return np.load(path)

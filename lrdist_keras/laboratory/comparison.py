@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras._storage import claim_folder, locked, replacing, write_text
+from lrdist_keras import machine
+from lrdist_keras._storage import replacing, without_nan, write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading, measures, metrics
 from lrdist_keras.laboratory.measures import Measures
+from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory.run_folder import claim, cut_half_a_line, locked, read_runs
 from lrdist_keras.laboratory.statistics import (
     FURTHER,
-    METRICS,
     NoStatistics,
     Statistics,
     compare_arms,
     summarize,
-    without_nan,
 )
 from lrdist_keras.training.mlm_fisher import PretrainingFisher
 from lrdist_keras.training.trainer import Run, SequentialTrainer, TaskData
@@ -92,7 +93,7 @@ class Comparison:
         """
         measured = Measures(self.trainer, self.configuration.measures)
         with locked(self.folder):
-            _cut_half_a_line(self.folder)
+            cut_half_a_line(self.folder)
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
                 tasks = self.tasks[sequence.name]
@@ -147,8 +148,8 @@ class Comparison:
             "name": self.configuration.name,
             "configuration": self.configuration.model_dump(),
             **({"compat": compat} if (compat := self.configuration.compat) else {}),
-            "versions": loading.versions(),
-            "machine": loading.machine(),
+            "versions": machine.versions(),
+            "machine": machine.description(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
             "labels": {
                 sequence: [without_nan(asdict(row)) for row in rows]
@@ -263,68 +264,6 @@ def arm_distribution(
             )
         given = given.resample(scheme)
     return given if arm.rescale is None else given.rescaled(arm.rescale)
-
-
-def claim(configuration: Configuration, folder: Path) -> None:
-    """Makes the folder that of this configuration; more seeds may be added later.
-
-    Raises:
-        ValueError: If it holds finished runs of another configuration.
-        OSError: If it cannot be written to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        claim_folder(
-            folder,
-            configuration.model_dump(),
-            has_results=bool(read_runs(folder)),
-            results="runs.jsonl",
-            free=(
-                "data.cache",
-                "data.download",
-                "seeds",
-                "search",
-                "measures",
-                "report",
-            ),
-        )
-
-
-def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the finished runs of a folder.
-
-    A last line without its end is being written, or what an interruption left: it does
-    not count, and that run is done again.
-
-    Raises:
-        ValueError: If another line is damaged.
-    """
-    path = Path(folder) / "runs.jsonl"
-    if not path.is_file():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not {"sequence", "arm", "seed", *METRICS} <= set(record):
-                raise ValueError
-            records.append(record)
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"{path}, line {number} is damaged; remove the line to do its run "
-                "again."
-            ) from None
-    return records
-
-
-def _cut_half_a_line(folder: Path) -> None:
-    path = folder / "runs.jsonl"
-    content = path.read_bytes() if path.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with replacing(path) as file:
-            file.write(whole)
 
 
 def _record(run: Run, tasks: list[str]) -> dict[str, Any]:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
+from lrdist_keras._storage import digest, replacing
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
-from lrdist_keras.data.batches import (
-    Tokenizer,
-    encode,
-    load_tokenizer,
-    take,
-    uncut_lengths,
-)
+from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.shifts import (
     LabelShares,
     Part,
-    cached_cluster_shift,
     check_parts,
+    cluster_shift,
     label_table,
     length_shift,
 )
-from lrdist_keras.data.tasks import Split, Task, as_bytes_literals, load_task
-from lrdist_keras.models.bfloat16 import cpu_model_here, resolve_here
+from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.data.tasks import as_bytes_literals, load_task
+from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut_lengths
+from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.training.compilation import keep_programs
@@ -40,21 +34,6 @@ from lrdist_keras.training.mlm_fisher import (
     cached_pretraining_fisher,
 )
 from lrdist_keras.training.trainer import SequentialTrainer, TaskData
-
-_PACKAGES = (
-    "lrdist-keras",
-    "keras",
-    "jax",
-    "jaxlib",
-    "keras-hub",
-    "numpy",
-    "tokenizers",
-    "tensorflow-datasets",
-    "keras-tuner",
-    "scikit-learn",
-    "scipy",
-)
-
 
 _CLUSTER_SEED = 0  # one for all runs, which compare arms on the same parts
 
@@ -299,26 +278,66 @@ def _seen(split: Split, configuration: Configuration) -> Split:
     return split
 
 
-def versions(*more: str) -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results depend on.
+_FORMAT = "1"  # of the cache; part of its keys
 
-    Args:
-        *more: Packages that this result depends on, too.
+
+def cached_cluster_shift(
+    reader: FeatureReader,
+    train: Encoded,
+    validation: Encoded,
+    clusters: int,
+    seed: int,
+    cache: str | os.PathLike[str],
+    fit_on_validation: bool = False,
+) -> list[Part]:
+    """Divides a task by clusters of what the pretrained encoder makes of its texts.
+
+    See `cluster_shift`. Embeddings and clusters are kept in files of the cache, whose
+    names are hashes of all that they depend on: the encoder's weights, the ids of the
+    texts, and for the clusters also their number, the seed and scikit-learn's version.
+
+    Raises:
+        ValueError: If there are fewer examples to fit than clusters.
+        OSError: If the cache cannot be written.
     """
-    found = {"python": platform.python_version()}
-    for package in (*_PACKAGES, *more):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    import sklearn
+
+    cache, model = Path(cache), reader.encoder.digest
+    keys = [digest(_FORMAT, model, data.digest) for data in (train, validation)]
+
+    def embeddings(key: str, data: Encoded) -> np.ndarray:
+        read = partial(reader.last, reader.encoder.weights, data)
+        return _cached(cache / f"embeddings-{key}.npy", read)
+
+    def clusters_of_all() -> np.ndarray:
+        parts = cluster_shift(
+            embeddings(keys[0], train),
+            embeddings(keys[1], validation),
+            clusters,
+            seed,
+            fit_on_validation,
+        )
+        found = np.zeros(len(train) + len(validation), np.int32)
+        for i, part in enumerate(parts):
+            found[part.train] = found[len(train) + part.validation] = i
+        return found
+
+    what = [*keys, clusters, seed, fit_on_validation, sklearn.__version__]
+    name = digest(*map(str, what))
+    found = _cached(cache / f"clusters-{name}.npy", clusters_of_all)
+    return [
+        Part(
+            f"cluster {i + 1}",
+            np.flatnonzero(found[: len(train)] == i),
+            np.flatnonzero(found[len(train) :] == i),
+        )
+        for i in range(clusters)
+    ]
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the results were computed on."""
-    return {
-        "system": platform.platform(),
-        "processor": cpu_model_here() or platform.machine(),
-        "cores": os.cpu_count(),
-        "devices": [str(device) for device in jax.devices()],
-    }
+def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    if not path.is_file():
+        array = compute()
+        with replacing(path) as file:
+            np.save(file, array)
+    return np.load(path)

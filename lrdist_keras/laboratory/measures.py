@@ -10,7 +10,7 @@ import numpy as np
 
 from lrdist_keras.config import ArmSettings, MeasureSettings
 from lrdist_keras.data.batches import Encoded, take
-from lrdist_keras.data.tasks import stratified
+from lrdist_keras.data.sampling import stratified
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy, weight_drift
 from lrdist_keras.models.layer_features import FeatureReader

@@ -217,3 +217,6 @@ def _positive(logits: np.ndarray) -> np.ndarray:
             f"the accuracy. Received: {logits.shape[1]} classes"
         )
     return np.argmax(logits, axis=1) == 1
+
+
+METRICS = ("a1", "p_s", "p_o", "reward", "forgetting")

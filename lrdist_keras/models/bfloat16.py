@@ -6,7 +6,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +13,12 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
 
+from lrdist_keras.machine import cpu_flags_here
+
 # A tile of AMX holds 16 rows of 32 bfloat16 numbers (Intel's Architecture Instruction
 # Set Extensions Programming Reference, section on palette 1). A product that does not
 # fill one costs the casts and gains nothing.
 _TILE_ROWS, _TILE_DEPTH = 16, 32
-
 # Primitives that are rewritten inside, with the parameters that hold their functions.
 _INNER = {
     primitives.jit_p: ("jaxpr",),
@@ -56,34 +56,6 @@ def resolve(precision: str, platform: str, cpu_flags: Collection[str]) -> str:
 def resolve_here(precision: str) -> str:
     """Returns what a setting means on this machine, see `resolve`."""
     return resolve(precision, jax.default_backend(), cpu_flags_here())
-
-
-def cpu_flags_here() -> frozenset[str]:
-    """Returns what `cpu_flags` finds here; nothing where it is not told."""
-    return cpu_flags(_cpuinfo())
-
-
-def cpu_flags(cpuinfo: str) -> frozenset[str]:
-    """Returns flags and maker of the first processor in the text of `/proc/cpuinfo`."""
-    entries = _first_processor(cpuinfo)
-    both = entries.get("flags", ""), entries.get("vendor_id", "")
-    return frozenset(" ".join(both).split())
-
-
-def cpu_model_here() -> str:
-    """Returns the name of the processor's model; nothing where it is not told."""
-    return _first_processor(_cpuinfo()).get("model name", "")
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")  # only Linux has it
-    return path.read_text("utf-8", "replace") if path.is_file() else ""
-
-
-def _first_processor(cpuinfo: str) -> dict[str, str]:
-    first, *_ = cpuinfo.split("\n\n")
-    lines = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def backbone_policy(precision: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras import _tensorflow
-from lrdist_keras._storage import digest, package_folder
+from lrdist_keras._storage import digest
 from lrdist_keras.config import ModelSettings
+from lrdist_keras.data.local_files import package_folder
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
 

@@ -24,10 +24,10 @@ from keras_tuner.src.engine import oracle as oracle_module
 from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras._storage import write_text
+from lrdist_keras.search.samplers import PROPOSERS
 from lrdist_keras.search.surrogate import Observations, Surrogate, propose
 
 Model = Literal["joint", "highest", "random", "cmaes", "tpe"]
-
 SEED = "tuner/seed"
 MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 _FORMAT = 1
@@ -269,7 +269,7 @@ class BayesianHyperbandOracle(HyperbandOracle):
         pending = [self._point(t) for t in self.ongoing_trials.values()]
         shape = (len(pending), len(self._searched()))
         if self.model in ("cmaes", "tpe"):
-            best = _PROPOSERS[self.model](observations, self.seed)
+            best = PROPOSERS[self.model](observations, self.seed)
         else:
             best = propose(observations, np.reshape(pending, shape), rng)
         searched = iter(best)
@@ -641,51 +641,6 @@ class BayesianHyperbandOracle(HyperbandOracle):
         # For people and other tools: the state file holds all trials.
         path = Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
         write_text(path, json.dumps(trial.get_state()))
-
-
-def _propose_tpe(observations: Observations, seed: int) -> np.ndarray:
-    """Returns the proposal of Optuna's tree-structured Parzen estimator."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names = [f"{i:03}" for i in range(observations.points.shape[1])]
-    space: Any = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
-    sampler = optuna.samplers.TPESampler(seed=seed + len(observations.scores))
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    for point, score in zip(observations.points, observations.scores, strict=True):
-        parameters = dict(zip(names, point.tolist(), strict=True))
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=parameters, distributions=space, value=float(score)
-            )
-        )
-    proposed = study.ask(space).params
-    return np.array([proposed[name] for name in names])
-
-
-def _propose_cmaes(observations: Observations, seed: int) -> np.ndarray:
-    """Returns the next of a CMA-ES that is run again over what has been seen."""
-    import cmaes
-
-    dimensions = observations.points.shape[1]
-    strategy = cmaes.CMA(
-        mean=np.full(dimensions, 0.5),
-        sigma=0.25,
-        bounds=np.tile([0.0, 1.0], (dimensions, 1)),
-        seed=seed + 1,  # 0 is none
-    )
-    seen = list(zip(observations.points, -observations.scores, strict=True))
-    size = strategy.population_size
-    for start in range(0, len(seen) - size + 1, size):
-        for _ in range(size):
-            strategy.ask()
-        strategy.tell(seen[start : start + size])
-    for _ in range(len(seen) % size):
-        strategy.ask()
-    return strategy.ask()
-
-
-_PROPOSERS = {"cmaes": _propose_cmaes, "tpe": _propose_tpe}
 
 
 def _check_start_value(hp: Any, value: Any, what: str) -> None:

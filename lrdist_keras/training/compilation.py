@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from lrdist_keras.models.bfloat16 import cpu_flags_here
+from lrdist_keras.machine import cpu_flags_here
 
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"

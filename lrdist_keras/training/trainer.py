@@ -23,7 +23,7 @@ from lrdist_keras.data.batches import (
     take,
     training_steps,
 )
-from lrdist_keras.data.tasks import majority_rate, stratified
+from lrdist_keras.data.sampling import majority_rate, stratified
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder, new_head

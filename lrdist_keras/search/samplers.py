@@ -1,0 +1,54 @@
+"""Proposals by other libraries: Optuna's TPE and CMA-ES."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lrdist_keras.search.surrogate import Observations
+
+
+def _propose_tpe(observations: Observations, seed: int) -> np.ndarray:
+    """Returns the proposal of Optuna's tree-structured Parzen estimator."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names = [f"{i:03}" for i in range(observations.points.shape[1])]
+    space: Any = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
+    sampler = optuna.samplers.TPESampler(seed=seed + len(observations.scores))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for point, score in zip(observations.points, observations.scores, strict=True):
+        parameters = dict(zip(names, point.tolist(), strict=True))
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=parameters, distributions=space, value=float(score)
+            )
+        )
+    proposed = study.ask(space).params
+    return np.array([proposed[name] for name in names])
+
+
+def _propose_cmaes(observations: Observations, seed: int) -> np.ndarray:
+    """Returns the next of a CMA-ES that is run again over what has been seen."""
+    import cmaes
+
+    dimensions = observations.points.shape[1]
+    strategy = cmaes.CMA(
+        mean=np.full(dimensions, 0.5),
+        sigma=0.25,
+        bounds=np.tile([0.0, 1.0], (dimensions, 1)),
+        seed=seed + 1,  # 0 is none
+    )
+    seen = list(zip(observations.points, -observations.scores, strict=True))
+    size = strategy.population_size
+    for start in range(0, len(seen) - size + 1, size):
+        for _ in range(size):
+            strategy.ask()
+        strategy.tell(seen[start : start + size])
+    for _ in range(len(seen) % size):
+        strategy.ask()
+    return strategy.ask()
+
+
+PROPOSERS = {"cmaes": _propose_cmaes, "tpe": _propose_tpe}

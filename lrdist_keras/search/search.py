@@ -1,0 +1,339 @@
+"""A search for the distribution of a sequence of tasks."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras_tuner.src.engine import trial as trial_module
+
+from lrdist_keras import machine
+from lrdist_keras._storage import write_text
+from lrdist_keras.config import (
+    ArmSettings,
+    Configuration,
+    SequenceSettings,
+)
+from lrdist_keras.data.batches import take
+from lrdist_keras.data.sampling import search_slice
+from lrdist_keras.distribution import Distribution
+from lrdist_keras.laboratory import loading, metrics
+from lrdist_keras.laboratory.run_folder import claim_folder, locked
+from lrdist_keras.search.oracle import (
+    SEED,
+    BayesianHyperbandOracle,
+)
+from lrdist_keras.search.space import FLAT, make_oracle
+from lrdist_keras.search.trials import (
+    STRENGTH,
+    correlations,
+    ranked_combination,
+    read_trials,
+)
+from lrdist_keras.search.tuner import PROJECT, Tuner
+from lrdist_keras.training.mlm_fisher import PretrainingFisher
+from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+
+_COLUMNS = ("a1", "p_s", "p_o", "reward")
+_PLAIN = ArmSettings(name="search", rate=1.0)  # the rates are those of the trial
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to run: everything in it has been checked.
+
+    Args:
+        configuration: What is searched.
+        folder: Where the results lie.
+        trainer: Trains sequences on the encoder.
+        tasks: The sequence, each task with what rewards are taken on in place of its
+            validation.
+        oracle: Says what to try.
+        arm: The strategy that trials train with.
+        fisher: Fisher of the pretrained weights, if the strategy needs it.
+    """
+
+    configuration: Configuration
+    folder: Path
+    trainer: SequentialTrainer
+    tasks: list[TaskData]
+    oracle: BayesianHyperbandOracle
+    arm: ArmSettings = _PLAIN
+    fisher: PretrainingFisher | None = None
+
+    def evaluate(
+        self,
+        values: Mapping[str, float],
+        budget: float,
+        seed: int,
+        on_steps: Callable[[int], None] = lambda steps: None,
+    ) -> dict[str, float]:
+        """Trains the sequence with these rates; returns metrics on the slices.
+
+        Under the fault `early_stopping_first_task` the reward of less than a full run
+        is a1 / 2, which the authors' code reports to its scheduler at every epoch of
+        the first task; what it reports of the second task can stop no trial.
+
+        Args:
+            values: Values of the oracle's space: a learning rate per group, or one, and
+                the strength where it is searched.
+            budget: Share of a full run.
+            seed: Number of the seed, from 0.
+            on_steps: Called with the number of training steps just done.
+        """
+        distribution = Distribution(self.trainer.scheme, self.rates(values))
+        arm = self.arm
+        if STRENGTH in values:
+            arm = arm.model_copy(update={STRENGTH: values[STRENGTH]})
+        seed = self.configuration.search.seed + seed
+        run = self.trainer.run(
+            self.tasks,
+            distribution,
+            arm,
+            seed,
+            on_steps,
+            budget=budget,
+            pretraining_fisher=self.fisher.fisher if self.fisher else None,
+        )
+        found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
+        if "early_stopping_first_task" in self.configuration.compat and budget < 1:
+            found["reward"] = found["a1"] / 2
+        return {
+            **found,
+            "seconds": run.seconds,
+            "compilations": run.compilations,
+        }
+
+    def run(
+        self,
+        on_start: Callable[[Any], None] = lambda trial: None,
+        on_steps: Callable[[int], None] = lambda steps: None,
+        on_end: Callable[[Any], None] = lambda trial: None,
+    ) -> None:
+        """Runs the trials that are left, here or as a worker of a chief.
+
+        Raises:
+            OSError: If another process works in the folder.
+        """
+
+        def evaluate(
+            values: Mapping[str, Any], budget: float, seed: int
+        ) -> Mapping[str, float]:
+            return self.evaluate(values, budget, seed, on_steps)
+
+        with locked(self.folder):
+            Tuner(self.oracle, evaluate, self.folder, on_start, on_end).search()
+
+    def serve(self, address: str, on_end: Callable[[], Any] = lambda: None) -> None:
+        """Answers workers elsewhere until the search is done, see `distributed.serve`.
+
+        Raises:
+            OSError: If another process works in the folder, or the address is taken.
+        """
+        from lrdist_keras.search.distributed import serve
+
+        with locked(self.folder):
+            Tuner(self.oracle, self.evaluate, self.folder)
+            serve(self.oracle, address, on_end)
+
+    def steps(self, budget: float) -> int:
+        """Returns the training steps of a trial of this budget."""
+        return self.trainer.steps(self.tasks, budget, self.arm)
+
+    def rates(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Returns the learning rate of each group that values of the space mean."""
+        names = self.trainer.scheme.names
+        return {name: values[FLAT if FLAT in values else name] for name in names}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the rows of `trials.csv`: finished trials in order of their start."""
+        rows: list[dict[str, Any]] = []
+        names = (*_COLUMNS, "seconds")
+        with self.oracle.lock:
+            for trial_id in self.oracle.start_order:
+                trial = self.oracle.trials[trial_id]
+                completed = trial.status == trial_module.TrialStatus.COMPLETED
+                if not completed or not all(map(trial.metrics.exists, names)):
+                    continue
+                values = trial.hyperparameters.values
+                found = {name: trial.metrics.get_best_value(name) for name in names}
+                rows.append(
+                    {
+                        **{name: found[name] for name in _COLUMNS},
+                        **self.rates(values),
+                        **{k: v for k, v in values.items() if k == STRENGTH},
+                        "budget": self.oracle.budget(trial),
+                        "seed": values[SEED],
+                        "seconds": round(found["seconds"], 3),
+                        "sampler": self.configuration.search.sampler,
+                    }
+                )
+        return rows
+
+    def save_results(self) -> Distribution | None:
+        """Writes `trials.csv`, `scheme.json`, `search.json` and two distributions.
+
+        `distribution.json` is the ranked combination of the trials, `best.json` the
+        setting of the largest budget with the best expectation of the model.
+
+        Returns:
+            The ranked combination, or None while no trial is finished.
+        """
+        rows = self.rows()
+        if not rows:
+            return None
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        scheme = json.dumps(self.trainer.scheme.to_json()) + "\n"
+        write_text(self.folder / "scheme.json", scheme)
+        write_text(self.folder / "trials.csv", text.getvalue())
+        distribution = ranked_combination(read_trials(self.folder))
+        sequence = search_sequence(self.configuration).name
+        provenance = {
+            "search": self.configuration.name,
+            "sequence": sequence,
+            "trials": len(rows),
+            "base": distribution.provenance["base"],
+            "ranked": distribution.provenance["ranked"],
+        }
+        arm, compat = self.configuration.search_arm, self.configuration.compat
+        conditions: dict[str, Any] = {}
+        if arm is not None:
+            conditions["strategy"] = arm.strategy
+        if compat:
+            conditions["compat"] = compat
+        distribution = replace(distribution, provenance={**provenance, **conditions})
+        distribution.save(self.folder / "distribution.json")
+        values = self.oracle.best_values()
+        best = Distribution(
+            self.trainer.scheme,
+            self.rates(values),
+            {
+                **{k: provenance[k] for k in ("search", "sequence", "trials")},
+                **conditions,
+                **{k: v for k, v in values.items() if k == STRENGTH},
+            },
+        )
+        best.save(self.folder / "best.json")
+        results = {
+            "name": self.configuration.name,
+            "sequence": sequence,
+            "configuration": self.configuration.model_dump(exclude={"arms", "seeds"}),
+            "arm": arm.model_dump() if arm is not None else None,
+            **({"compat": compat} if compat else {}),
+            "versions": machine.versions(),
+            "machine": machine.description(),
+            "trials": len(rows),
+            "spent": self.oracle.spent,
+            "seconds": sum(row["seconds"] for row in rows),
+            "best": best.to_json(),
+            "distribution": distribution.to_json(),
+            **correlations(rows),
+        }
+        content = json.dumps(results, indent=1, allow_nan=False)
+        write_text(self.folder / "search.json", content + "\n")
+        return distribution
+
+
+def search_sequence(configuration: Configuration) -> SequenceSettings:
+    """Returns the sequence that is searched.
+
+    Raises:
+        ValueError: If there are several and none is named, or it has one task.
+    """
+    wanted = configuration.search.sequence
+    if wanted is None and len(configuration.sequences) > 1:
+        raise ValueError(
+            "A search is of one sequence; name it with search.sequence. There are: "
+            + ", ".join(f"'{s.name}'" for s in configuration.sequences)
+        )
+    found = next(s for s in configuration.sequences if wanted in (None, s.name))
+    if len(found.tasks) < 2 and found.shift == "task":
+        raise ValueError(
+            "A search needs a sequence of at least two tasks, since its reward is of "
+            f"the first as well. Received: '{found.name}'"
+        )
+    return found
+
+
+def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Search:
+    """Loads and checks all that a search needs.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration, or an input breaks a
+            rule.
+        OSError: If an input is missing or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = loading.resolved(configuration)
+    settings = configuration.search
+    sequence = search_sequence(configuration)
+    state = folder / PROJECT / "oracle.json"
+    arm = configuration.search_arm
+    # Of the arms only that one counts, wherever it stands.
+    own = configuration.model_copy(update={"arms": [arm]}) if arm else configuration
+    free = ("data.cache", "data.download", "seeds", "measures", "report")
+    with locked(folder):
+        claim_folder(
+            folder,
+            own.model_dump(),
+            has_results=state.is_file(),
+            results=f"{PROJECT}/oracle.json",
+            free=free if arm else (*free, "arms"),
+        )
+    training = configuration.training.model_copy(update={"curve_points": 0})
+    configuration = configuration.model_copy(update={"training": training})
+    loaded = loading.load(configuration, sequence.tasks).shifted(sequence)
+    tasks = []
+    for name, task in loaded.tasks.items():
+        if "report_on_tuning_split" in configuration.compat:
+            tasks.append(task)
+            continue
+        rng = np.random.default_rng(0)
+        rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
+        wanted = task.train_examples or 0
+        if wanted > len(rest):
+            raise ValueError(
+                f"Task '{name}': `train_examples` must be at most the {len(rest)} that "
+                f"the slice of the search leaves. Received: {wanted}"
+            )
+        tasks.append(
+            replace(
+                task,
+                train=take(task.train, rest),
+                validation=take(task.train, chosen),
+            )
+        )
+    fisher = None
+    if arm is not None and arm.strategy == "ewc_pretraining":
+        fisher = loading.arm_fisher(configuration, arm, loaded)
+    fingerprint = _fingerprint(configuration)
+    oracle = make_oracle(
+        settings, loaded.trainer.scheme, fingerprint, arm.strength if arm else None
+    )
+    return Search(
+        configuration, folder, loaded.trainer, tasks, oracle, arm or _PLAIN, fisher
+    )
+
+
+def _fingerprint(configuration: Configuration) -> str:
+    """Returns a hash of what the trials of all workers must have in common."""
+    content = configuration.model_dump(
+        exclude={"name", "arms", "seeds", "data", "measures", "report"}
+    )
+    arm = configuration.search_arm
+    content["arm"] = arm.model_dump() if arm else None
+    # The same weights may lie elsewhere on another machine.
+    del content["model"]["preset"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
