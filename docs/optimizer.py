@@ -220,13 +220,14 @@ resumed.fit(data, target, verbose=0)
 
 # %% [markdown]
 # State is loaded whole or not at all. A checkpoint of another optimizer, of other
-# groups, of another inner optimizer or of other options of it is skipped with a warning
-# that names the difference; the weights of the model are loaded in any case. An
-# optimizer that is not built yet has no place for state, as everywhere in Keras: call
-# `optimizer.build(model.trainable_variables)` before `load_weights`.
+# groups, of other frozen layers, of another inner optimizer or of other options of it is
+# skipped with a warning that names the difference; the weights of the model are loaded
+# in any case. An optimizer that is not built yet has no place for state, as everywhere
+# in Keras: call `optimizer.build(model.trainable_variables)` before `load_weights`.
 #
-# Where a `LossScaleOptimizer` stands outermost, it loads all variables by their
-# position, whatever class is inside, as it does with Keras's own optimizers.
+# Where a `LossScaleOptimizer` stands outermost, it loads what is inside by position,
+# whatever its class, and ends in an error where shapes differ, as it does with Keras's
+# own optimizers. Multipliers are loaded by the names of their groups even then.
 #
 # ### A KerasHub task compiles itself anew
 #
@@ -251,8 +252,9 @@ with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
 assert int(loaded.optimizer.iterations) == int(classifier.optimizer.iterations) == 1
 
 # %% [markdown]
-# Files of tasks that version 0.1 saved end in an error where the task's own Adam meets
-# them, "A total of 1 objects could not be loaded". Make the task from its backbone,
+# Files that version 0.1 of this package saved load into a `LayerwiseOptimizer`. Any
+# other optimizer with two variables, such as the task's own Adam, takes their state for
+# its own and ends in an error, "A total of 1 objects could not be loaded". Make the task from its backbone,
 # compile it with a `LayerwiseOptimizer`, build that, and call `load_weights` with the
 # old `.keras` or `.weights.h5` file: weights and state are loaded.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -219,6 +220,66 @@ def partition(
             "frozen layers. Found: " + "; ".join(problems)
         )
     return [hits[0] for hits in found]
+
+
+def partition_trainable(
+    paths: Sequence[str], groups: Groups, saved: Sequence[int] | None = None
+) -> list[int]:
+    """Returns the group of each trainable variable.
+
+    Where layers are frozen a group may hold nothing; it keeps its place, with a warning
+    that names it.
+
+    Args:
+        paths: Paths of the variables.
+        groups: Ordered mapping from group name to pattern(s).
+        saved: The groups when the model was saved: a subclassed model that is loaded
+            has other paths.
+
+    Raises:
+        ValueError: If a path belongs to no group or to several.
+    """
+    try:
+        return partition(paths, groups)
+    except ValueError:
+        if saved and len(paths) == len(saved):
+            return list(saved)
+        indices = partition(paths, groups, allow_empty=True)
+    empty = "; ".join(
+        f"'{name}' ({', '.join(patterns)})"
+        for index, (name, patterns) in enumerate(normalize(groups).items())
+        if index not in indices
+    )
+    warnings.warn(
+        "A group matches no trainable variable: its layers are frozen, or its pattern "
+        f"is wrong. It has nothing to train. Found: {empty}",
+        stacklevel=3,
+    )
+    return indices
+
+
+def exact_patterns(
+    names: Sequence[Any], paths: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Returns groups with one pattern per variable, from the group of each.
+
+    Args:
+        names: Name of each variable's group.
+        paths: Path of each variable.
+
+    Raises:
+        ValueError: If a name is no string or empty.
+    """
+    patterns: dict[str, tuple[str, ...]] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                "`groups` as a function must return the name of a group for each "
+                f"variable. Received: {name!r} for '{path}'"
+            )
+        # With the leading slash it holds this variable and none that ends alike.
+        patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
+    return patterns
 
 
 def transformer_groups(

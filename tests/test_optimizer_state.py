@@ -11,6 +11,7 @@ from pathlib import Path
 from optimizer_cases import (
     ABC,
     BACKEND,
+    INNER,
     make_gradients,
     make_variables,
     one_group,
@@ -29,6 +30,7 @@ from lrdist_keras.optimizer import GradualUnfreezing, LayerwiseOptimizer
 
 X, Y = small_data()
 MULTIPLIERS = [0.5, 0.3, 1.7]
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def compiled(groups=ABC, multipliers=MULTIPLIERS, inner=None, names=("a", "b", "c")):
@@ -120,7 +122,8 @@ def test_the_state_is_stored_once(tmp_path):
         )
     count = len(model.optimizer.inner_optimizer.variables)
     assert sorted(stored) == sorted(
-        f"group_state/vars/{name}" for name in ("layout", "multipliers", *range(count))
+        f"group_state/vars/{name}"
+        for name in ("layout", "multipliers", *(f"inner.{i}" for i in range(count)))
     )
 
 
@@ -180,6 +183,8 @@ def optimizers():
         "averages": lambda: layerwise(adam(0.01, use_ema=True), ABC),
         "momentum": lambda: layerwise(sgd(0.01, momentum=0.9), ABC),
         "lion": lambda: layerwise(lion(0.01), ABC),
+        "nadam": lambda: layerwise(keras.optimizers.Nadam(0.01), ABC),
+        "sgd": lambda: layerwise(sgd(0.01), ABC),
         "centered": lambda: layerwise(rmsprop(0.01, centered=True), ABC),
         "rmsprop": lambda: layerwise(rmsprop(0.01, momentum=0.9), ABC),
         "scaled": lambda: scaled(layerwise(adam(0.01), ABC, MULTIPLIERS)),
@@ -204,7 +209,7 @@ COMPATIBLE = {("adam", "function"), ("function", "adam")}
     ],
 )
 def test_state_is_loaded_whole_or_skipped_with_a_warning(tmp_path, writer, trained):
-    """By each of 15 optimizers, some of them not built, wherever one of two is ours.
+    """By each of 17 optimizers, some of them not built, wherever one of two is ours.
 
     What Keras's `LossScaleOptimizer` loads by position, it does for any optimizer.
     """
@@ -235,12 +240,137 @@ def test_state_is_loaded_whole_or_skipped_with_a_warning(tmp_path, writer, train
                 assert not warned
             elif {reader, writer} != {"scaled", "scaled two"}:
                 assert_equal(state(other), before)
-                assert any("Skipping" in str(w.message) for w in warned) or not trained
-            if reader == "scaled two" and built:
-                assert [*other.optimizer.inner_optimizer.multipliers.values()] == [1, 1]
+                assert any("Skipping" in str(w.message) for w in warned)
+            elif built:
+                inner = other.optimizer.inner_optimizer
+                given = {"scaled": MULTIPLIERS, "scaled two": [1, 1]}[reader]
+                assert [*inner.multipliers.values()] == [*np.float32(given)]
 
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+@pytest.mark.parametrize("inner", INNER, ids=lambda inner: inner.__name__)
+def test_the_state_of_every_optimizer_loads(tmp_path, inner):
+    model, other = (compiled(inner=inner(0.01)) for _ in range(2))
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert_equal(state(other), state(model))
+    assert int(other.optimizer.iterations) == 1
+
+
+def test_state_of_one_layer_is_not_taken_for_that_of_another(tmp_path):
+    """Equal shapes, and one layer frozen here, another there."""
+
+    def frozen(layer, groups):
+        names = [*"abcd"]
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((4,)), *(keras.layers.Dense(4, name=n) for n in names)]
+        )
+        model.get_layer(layer).trainable = False
+        adam = keras.optimizers.Adam(0.01)
+        model.compile(LayerwiseOptimizer(adam, groups), "mse")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A group matches no trainable")
+            model.optimizer.build(model.trainable_variables)
+        return model
+
+    for groups in ({n: n for n in "abcd"}, {"body": "[a-c]", "head": "d"}):
+        model, other, same = (frozen(layer, groups) for layer in "aba")
+        model.fit(X, X, verbose=0)
+        model.save_weights(tmp_path / "m.weights.h5")
+        before = state(other)
+        with pytest.warns(UserWarning, match="trains 'a/kernel' where .* 'b/kernel'"):
+            other.load_weights(tmp_path / "m.weights.h5")
+        assert_equal(state(other), before)
+        same.load_weights(tmp_path / "m.weights.h5")
+        assert_equal(state(same), state(model))
+
+
+def test_what_an_inner_optimizer_saves_of_its_own_is_kept(tmp_path):
+    class Counting(keras.optimizers.SGD):
+        counter = 0
+
+        def save_own_variables(self, store):
+            super().save_own_variables(store)
+            store["counter"] = np.array(self.counter)
+
+        def load_own_variables(self, store):
+            super().load_own_variables({k: store[k] for k in store if k.isdecimal()})
+            self.counter = int(store["counter"])
+
+    model, other = (compiled(inner=Counting(0.01, momentum=0.9)) for _ in range(2))
+    model.fit(X, Y, verbose=0)
+    model.optimizer.inner_optimizer.counter = 7
+    model.save_weights(tmp_path / "m.weights.h5")
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert other.optimizer.inner_optimizer.counter == 7
+    assert_equal(state(other), state(model))
+
+
+def test_a_layout_of_a_later_version_is_skipped(tmp_path):
+    model, other = compiled(), compiled(multipliers=None)
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other.optimizer.build(other.trainable_variables)
+    before = state(other)
+    for content in (b'{"format": 2, "more": []}', b"[]", b"{"):
+        with h5py.File(tmp_path / "m.weights.h5", "a") as file:
+            place = file["optimizer/group_state/vars"]
+            del place["layout"]
+            place["layout"] = np.frombuffer(content, np.uint8)
+        with pytest.warns(UserWarning, match="another version of this package"):
+            other.load_weights(tmp_path / "m.weights.h5")
+        assert_equal(state(other), before)
+        assert_equal(weights(other), weights(model))
+
+
+REGISTRATION = {
+    "first": "import lrdist_keras, keras",
+    "last": "import keras, lrdist_keras",
+    "only looked for": """
+        import importlib.util, lrdist_keras
+        importlib.util.find_spec("keras")
+        import keras""",
+    "from": "import lrdist_keras\n        from keras import models",
+    "failed at first": """
+        import os, sys, lrdist_keras
+        backend, os.environ["KERAS_BACKEND"] = os.environ["KERAS_BACKEND"], "none"
+        try:
+            import keras
+        except ValueError:
+            os.environ["KERAS_BACKEND"] = backend
+            for name in [n for n in sys.modules if n.split(".")[0] == "keras"]:
+                del sys.modules[name]
+        import keras""",
+    "in threads": """
+        import threading, lrdist_keras
+        failed = []
+        def run(code):
+            try:
+                exec(code)
+            except BaseException as error:
+                failed.append(error)
+        codes = ("import keras", "from lrdist_keras import LayerwiseOptimizer") * 2
+        threads = [threading.Thread(target=run, args=(code,)) for code in codes]
+        [t.start() for t in threads], [t.join() for t in threads]
+        assert not failed, failed""",
+}
+
+
+@pytest.mark.parametrize("order", REGISTRATION)
+def test_a_file_loads_after_the_package_alone_is_imported(order):
+    code = f"""
+        {REGISTRATION[order]}
+        import keras, sys
+        assert "lrdist_keras.optimizer" not in sys.modules or {order == "in threads"}
+        model = keras.models.load_model({str(CHECKPOINTS / "dense_0.1.keras")!r})
+        assert type(model.optimizer).__name__ == "LayerwiseOptimizer"
+        assert isinstance(model.optimizer, keras.optimizers.Optimizer)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert run.returncode == 0
 
 
 def test_a_model_of_version_0_1_loads():

@@ -1,0 +1,75 @@
+"""The distribution and the groups that a model is trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrdist_keras.distribution import PRESETS, Distribution
+from lrdist_keras.groups import Groups, Scheme, normalize, transformer_groups
+
+_BY_PATTERN = (
+    "make a distribution for your groups: `Distribution(PatternScheme(groups), rates)` "
+    "with a rate for each, or `llrd(rate, decay, PatternScheme(groups))`."
+)
+
+
+def fitted(
+    distribution: Distribution | str, model: Any, groups: Any = None
+) -> tuple[Distribution, Groups]:
+    """Returns a distribution that fits a model, and the groups of its variables.
+
+    Args:
+        distribution: One of the model's scheme or of patterns, or the name of a
+            published one, which is resampled to the model's layers.
+        model: The model.
+        groups: Must be None; what a user gave as `groups` beside the distribution.
+
+    Raises:
+        ValueError: If the distribution is of another scheme or is none, or groups were
+            given.
+    """
+    if groups is not None:
+        raise ValueError(
+            "`groups` belong to the distribution and cannot be given beside it; "
+            f"{_BY_PATTERN} Received: groups={groups!r}"
+        )
+    if isinstance(distribution, str):
+        distribution = _preset(distribution).resample(_layers_of(model)[0])
+    elif not isinstance(distribution, Distribution):
+        raise ValueError(
+            "`distribution` must be a `Distribution`, such as "
+            "`Distribution.load('mine.json')`, or the name of a published one: "
+            f"{', '.join(PRESETS)}. For rates of your own, {_BY_PATTERN} "
+            f"Received: {distribution!r}"
+        )
+    scheme = distribution.scheme
+    if not isinstance(scheme, Scheme):
+        return distribution, normalize(scheme.patterns)
+    found, of_layers = _layers_of(model, scheme.encoder_groups, scheme.rounding)
+    if found != scheme:
+        raise ValueError(
+            f"The distribution is made for the scheme {scheme}, the model has {found}; "
+            f"use `distribution.resample(Scheme.parse('{found}'))`."
+        )
+    return distribution, of_layers
+
+
+def _layers_of(model: Any, *scheme: Any) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
+    """The scheme and groups of a model that a distribution over layers is made for."""
+    try:
+        return transformer_groups(model, *scheme)
+    except (ValueError, AttributeError) as error:
+        reason = str(error).split("; give")[0]
+        raise ValueError(
+            "The distribution is made for the layers of a KerasHub transformer. "
+            f"{reason} For a model of another kind, {_BY_PATTERN}"
+        ) from error
+
+
+def _preset(name: str) -> Distribution:
+    if name not in PRESETS:
+        raise ValueError(
+            f"A distribution by name is one of {', '.join(PRESETS)}; read a file with "
+            f"`Distribution.load`. Received: {name!r}"
+        )
+    return PRESETS[name]()
