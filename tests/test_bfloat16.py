@@ -171,7 +171,7 @@ def nested(x):
 # Function, the primitive that it is about, and the products in it.
 INNER = {
     "jit": (jax.jit(lambda x: x @ W), "jit", 1),
-    "closed_call": (closed_call, "closed_call", 1),
+    "closed_call": (closed_call, primitives.closed_call_p.name, 1),
     "checkpoint": (jax.checkpoint(lambda x: jnp.sin(x @ W)), "remat2", 1),
     "checkpoint_gradient": (
         jax.grad(lambda x: jax.checkpoint(lambda x: jnp.sin(x @ W))(x).sum()),

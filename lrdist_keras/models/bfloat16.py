@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, primitives
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, primitives
 
 from lrdist_keras.machine import cpu_flags_here
 
@@ -118,7 +118,8 @@ def _rewritten(inner: Any) -> Any:
     """Returns a jaxpr, closed or not, or several, with other products."""
     if isinstance(inner, tuple):
         return tuple(map(_rewritten, inner))
-    if isinstance(inner, ClosedJaxpr):
+    # Since JAX 0.11 both are one class, whose `jaxpr` is itself.
+    if ClosedJaxpr is not Jaxpr and isinstance(inner, ClosedJaxpr):
         return inner.replace(jaxpr=_rewritten(inner.jaxpr))
     return inner.replace(eqns=[_rewritten_equation(e) for e in _turned(inner)])
 
