@@ -12,7 +12,7 @@ JAX_OF_cpu := cpu
 JAX_OF_gpu := cuda
 PINS := pyproject.toml requirements/constraints.txt requirements/weights.txt
 
-.PHONY: quickstart test test-backends bench lint
+.PHONY: quickstart test test-backends test-newest test-wheel bench lint
 
 quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
@@ -25,6 +25,20 @@ test-backends: $(VENV)/torch.stamp
 	for backend in tensorflow torch jax; do \
 	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
 	done
+
+# Core, training and precision on the newest Python, whose JAX, NumPy and Optuna are
+# newer too: `make test-newest PYTHON=python3.13 VENV=.venv-newest`.
+test-newest: $(VENV)/test.stamp
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile \
+	  --ignore tests/test_optimizer_kerashub.py tests/test_optimizer*.py tests/test_trainer*.py \
+	  tests/test_b*.py tests/test_distribution.py tests/test_groups.py tests/test_package.py
+
+# The wheel in an empty environment: no JAX, no TensorFlow, and it trains.
+test-wheel: $(BIN)/python
+	rm -rf $(VENV)/wheel && $(PIP) build && $(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel
+	$(PYTHON) -m venv --clear $(VENV)/core
+	$(VENV)/core/bin/pip install --quiet $(VENV)/wheel/*.whl $(TORCH)
+	cd $(VENV) && KERAS_BACKEND=torch core/bin/python "$(CURDIR)/.ci/core.py"
 
 # Ours against Keras `fit` and PyTorch. 90 minutes on two cores, 40 of them for step.py.
 bench: $(VENV)/bench-$(PLATFORM).stamp

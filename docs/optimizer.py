@@ -220,10 +220,11 @@ resumed.fit(data, target, verbose=0)
 
 # %% [markdown]
 # State is loaded whole or not at all. A checkpoint of another optimizer, of other
-# groups, of other frozen layers, of another inner optimizer or of other options of it is
-# skipped with a warning that names the difference; the weights of the model are loaded
-# in any case. An optimizer that is not built yet has no place for state, as everywhere
-# in Keras: call `optimizer.build(model.trainable_variables)` before `load_weights`.
+# groups, of other frozen layers, of another inner optimizer or of other options of it
+# is skipped with a warning that names the difference; the weights of the model are
+# loaded in any case. An optimizer that is not built yet has no place for state, as
+# everywhere in Keras: call `optimizer.build(model.trainable_variables)` before
+# `load_weights`.
 #
 # Where a `LossScaleOptimizer` stands outermost, it loads what is inside by position,
 # whatever its class, and ends in an error where shapes differ, as it does with Keras's
@@ -254,9 +255,10 @@ assert int(loaded.optimizer.iterations) == int(classifier.optimizer.iterations) 
 # %% [markdown]
 # Files that version 0.1 of this package saved load into a `LayerwiseOptimizer`. Any
 # other optimizer with two variables, such as the task's own Adam, takes their state for
-# its own and ends in an error, "A total of 1 objects could not be loaded". Make the task from its backbone,
-# compile it with a `LayerwiseOptimizer`, build that, and call `load_weights` with the
-# old `.keras` or `.weights.h5` file: weights and state are loaded.
+# its own and ends in an error, "A total of 1 objects could not be loaded". Make the
+# task from its backbone, compile it with a `LayerwiseOptimizer`, build that, and call
+# `load_weights` with the old `.keras` or `.weights.h5` file: weights and state are
+# loaded.
 
 # %% [markdown]
 # ## What differs from the plain optimizer

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lrdist_keras.machine import take_large_pages
+from lrdist_keras.report.progress import run_comparison, run_search
 
 app = typer.Typer(
     help="Learning-rate distributions for fine-tuning transformers without forgetting.",
@@ -19,7 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides an entry of CONFIG."),
@@ -66,7 +66,7 @@ def compare(
         console.print(table)
     console.print(tables.labels_table(prepared.labels))
     with _input_errors((OSError,)):
-        records = _run(prepared, pending)
+        records = run_comparison(prepared, pending)
         summaries = statistics.summarize(records)
         prepared.save_results(records)
         console.print(tables.results_table(summaries, configuration.name))
@@ -131,7 +131,7 @@ def search(
         prepared = search.prepare(configuration, folder)
     with _input_errors((OSError, SearchFailed)):
         if worker:
-            _search(prepared)
+            run_search(prepared)
             return
         if chief is not None:
             if distributed.is_open(chief):
@@ -143,7 +143,7 @@ def search(
             print(f"Serving workers at {chief}.", flush=True)
             prepared.serve(chief, prepared.save_results)
         else:
-            _search(prepared)
+            run_search(prepared)
         distribution = prepared.save_results()
         rows = prepared.rows()
         if distribution is None:
@@ -339,138 +339,6 @@ def _print_compat(compat: Sequence[str]) -> None:
 
     if line := compat_line(compat):
         print(line)
-
-
-def _search(prepared: Any) -> None:
-    """Runs the trials under a table of the best and a progress bar.
-
-    Each that is finished gets a line too.
-    """
-    from lrdist_keras.report.tables import trials_table
-
-    oracle, spent = prepared.oracle, 0.0
-    budget = prepared.configuration.search.budget
-    full = prepared.steps(1.0)
-    above: list[Any] = []
-
-    def best() -> str:
-        """The best full run so far; that of others a worker does not know."""
-        rewards = [r["reward"] for r in prepared.rows() if r["budget"] == 1]
-        return f", best {max(rewards):.3f}" if rewards else ""
-
-    with _progress(above) as progress:
-        bar = progress.add_task("", total=round(budget * full))
-
-        def started(trial: Any) -> None:
-            values = trial.hyperparameters.values
-            rows = prepared.rows()
-            above[:] = [trials_table(rows, "Best trials so far", 5)] if rows else []
-            above.append(
-                f"trial {trial.trial_id}, bracket {values['tuner/bracket']}, rung "
-                f"{values['tuner/round']}, budget {oracle.budget(trial):.2f}{best()}"
-            )
-            done = round((max(oracle.spent, spent) - oracle.budget(trial)) * full)
-            progress.update(bar, completed=max(done, 0))
-
-        def ended(trial: Any) -> None:
-            nonlocal spent
-            spent += oracle.budget(trial)
-            known = oracle.trials.get(trial.trial_id, trial)
-            if known.score is None:
-                print(f"trial {trial.trial_id}: {known.status.lower()}", flush=True)
-                return
-            names = ("a1", "p_s", "p_o", "seconds", "compilations")
-            found = {name: known.metrics.get_best_value(name) for name in names}
-            accuracies = ", ".join(f"{name} {found[name]:.3f}" for name in names[:3])
-            print(
-                f"trial {trial.trial_id}, budget {oracle.budget(trial):.2f}, seed "
-                f"{known.hyperparameters.values['tuner/seed']}: "
-                f"{accuracies}, reward {known.score:.3f}{best()}; "
-                f"{found['seconds']:.0f} s, {found['compilations']:.0f} compilations; "
-                f"{oracle.spent:.1f} of {budget:g} runs",
-                flush=True,
-            )
-            prepared.save_results()
-
-        prepared.run(started, lambda n: progress.advance(bar, n), ended)
-
-
-def _progress(above: Sequence[Any] = ()) -> Any:
-    """A progress bar with an estimate of what is left; none where no one looks.
-
-    Args:
-        above: What is shown above the bar, at any moment.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    class Bar(Progress):
-        def get_renderables(self) -> Iterator[Any]:
-            yield from above
-            yield from super().get_renderables()
-
-    console = Console(stderr=True)
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps,"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        speed_estimate_period=600,  # seconds: between steps there are evaluations
-        disable=not console.is_terminal,
-    )
-
-
-def _run(prepared: Any, pending: list) -> list[dict[str, Any]]:
-    """Does the runs under a progress bar, with a line for each that is finished."""
-    progress = _progress()
-    total = sum(prepared.steps(sequence, arm) for sequence, arm, _ in pending)
-    skipped = (
-        len(prepared.configuration.seeds)
-        * len(prepared.configuration.sequences)
-        * len(prepared.configuration.arms)
-    ) - len(pending)
-    if skipped:
-        print(f"{skipped} runs are done already, {len(pending)} are left.", flush=True)
-    done = 0
-    with progress:
-        bar = progress.add_task("", total=total)
-
-        def started(sequence: Any, arm: Any, seed: int) -> None:
-            text = f"run {done + 1}/{len(pending)}: {arm.name}, seed {seed}"
-            progress.update(bar, description=text)
-
-        def finished(record: dict[str, Any]) -> None:
-            nonlocal done
-            done += 1
-            values = ", ".join(
-                f"{name} {record[name]:.3f}"
-                for name in ("a1", "p_s", "p_o")
-                if record[name] is not None
-            )
-            print(
-                f"[{done}/{len(pending)}] {record['sequence']}, {record['arm']}, seed "
-                f"{record['seed']}: {values}"
-                f"{'' if record['learned'] else ' (did not learn)'}; "
-                f"{record['seconds']:.0f} s, "
-                f"{record['examples_per_second']:.0f} examples/s, "
-                f"{record['compilations']} compilations",
-                flush=True,
-            )
-
-        return prepared.run(started, lambda n: progress.advance(bar, n), finished)
 
 
 @contextmanager

@@ -295,7 +295,7 @@ class LayerwiseOptimizer(OptimizerWrapper):
         """The vector of multipliers, then the variables of the inner optimizer."""
         # Without the step counter of the base class, which stands still.
         own = [self._multipliers] if self.built else []
-        return own + self.inner_optimizer.variables
+        return [*own, *self.inner_optimizer.variables]
 
     def apply(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None
@@ -336,7 +336,9 @@ class LayerwiseOptimizer(OptimizerWrapper):
                 f"{len(trainable_variables)}; when layers are added, frozen or "
                 "unfrozen, compile again with a new optimizer."
             )
-        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        given = optimizer_variables, grads, trainable_variables
+        weights, state = super().stateless_apply(*given)
+        return weights, state
 
     def _check_known(self, variables: Sequence[Any], complete: bool = False) -> None:
         keys = {variable_key(self, v) for v in variables}
@@ -525,4 +527,4 @@ def _trainable_variables_of(model: keras.Model) -> Callable[[], list[Any]]:
 
 
 def _path(variable: Any) -> str:
-    return getattr(variable, "path", variable.name)
+    return str(getattr(variable, "path", variable.name))

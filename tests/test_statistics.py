@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from lrdist_keras.laboratory import paired_tests, statistics
+from lrdist_keras.laboratory import metrics, paired_tests
 from lrdist_keras.laboratory.metrics import METRICS
 from lrdist_keras.laboratory.statistics import NoStatistics, compare_arms, summarize
 
@@ -442,7 +442,7 @@ def test_errors_of_the_validation_sets_by_hand():
         / 2,
     }
     for metric, error in expected.items():
-        assert statistics.validation_error(entry, metric) == pytest.approx(error)
+        assert metrics.validation_error(entry, metric) == pytest.approx(error)
     records = [record(arm, seed) for arm in ("flat", "arm") for seed in (0, 1)]
     errors = compare_arms(records, "flat", {}).validation_errors["a -> b"]
     assert errors["p_s"] == pytest.approx(0.5 / 20)

@@ -7,6 +7,10 @@ from 1 in the formulas. Logits have shape [examples, classes], labels [examples]
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 
@@ -220,3 +224,27 @@ def _positive(logits: np.ndarray) -> np.ndarray:
 
 
 METRICS = ("a1", "p_s", "p_o", "reward", "forgetting")
+
+
+def validation_error(record: Mapping[str, Any], metric: str) -> float:
+    """Returns the standard error of a metric from the finite validation sets.
+
+    An accuracy p on n examples has the binomial standard error sqrt(p (1 - p) / n). In
+    sums the examples count as independent; those of `forgetting` are the same ones
+    before and after, so that its error is at most about this large.
+    """
+    accuracy = np.array(record["accuracy"], dtype=float)
+    variance = accuracy * (1 - accuracy) / np.array(record["examples"])
+    earlier = max(len(accuracy) - 1, 1)
+    if metric == "a1":
+        return math.sqrt(variance[0, 0])
+    if metric == "p_s":
+        return math.sqrt(variance[-1, -1])
+    if metric == "reward":
+        return math.sqrt(np.sum(variance[-1]))
+    final = np.sum(variance[-1, :-1])
+    if metric == "p_o":
+        return math.sqrt(final) / earlier
+    best = np.nanargmax(accuracy[:-1, :-1], axis=0)
+    before = np.sum(variance[best, np.arange(earlier)])
+    return math.sqrt(final + before) / earlier

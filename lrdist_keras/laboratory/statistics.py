@@ -8,7 +8,6 @@ Student-t interval and the corrected exact test agree.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras._storage import without_nan
-from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory.metrics import METRICS, validation_error
 from lrdist_keras.laboratory.paired_tests import (
     Decision,
     bca_interval,
@@ -226,30 +225,6 @@ def compare_arms(
         counts,
         len(records),
     )
-
-
-def validation_error(record: Mapping[str, Any], metric: str) -> float:
-    """Returns the standard error of a metric from the finite validation sets.
-
-    An accuracy p on n examples has the binomial standard error sqrt(p (1 - p) / n). In
-    sums the examples count as independent; those of `forgetting` are the same ones
-    before and after, so that its error is at most about this large.
-    """
-    accuracy = np.array(record["accuracy"], dtype=float)
-    variance = accuracy * (1 - accuracy) / np.array(record["examples"])
-    earlier = max(len(accuracy) - 1, 1)
-    if metric == "a1":
-        return math.sqrt(variance[0, 0])
-    if metric == "p_s":
-        return math.sqrt(variance[-1, -1])
-    if metric == "reward":
-        return math.sqrt(np.sum(variance[-1]))
-    final = np.sum(variance[-1, :-1])
-    if metric == "p_o":
-        return math.sqrt(final) / earlier
-    best = np.nanargmax(accuracy[:-1, :-1], axis=0)
-    before = np.sum(variance[best, np.arange(earlier)])
-    return math.sqrt(final + before) / earlier
 
 
 def _check(runs: Mapping[str, Mapping[str, Mapping[int, Any]]], reference: str) -> None:
