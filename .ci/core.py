@@ -5,10 +5,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from lrdist_keras import LayerwiseOptimizer
-
 import keras
 import numpy as np
+
+from lrdist_keras import LayerwiseOptimizer
 
 for package in ("jax", "tensorflow", "keras_hub", "pydantic", "typer"):
     assert find_spec(package) is None, f"{package} is there"
