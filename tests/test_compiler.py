@@ -5,7 +5,7 @@ import sys
 PROGRAM = """
 import sys
 import jax
-from lrdist_keras.compilation import compilations, keep_programs
+from lrdist_keras.training.compiler import compilations, keep_programs
 
 keep_programs(sys.argv[1])
 keep_programs(sys.argv[1])
