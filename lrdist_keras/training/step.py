@@ -91,7 +91,7 @@ class Step:
         self.settings = settings
         self.groups = groups
         self._softmax_first = "softmax_before_loss" in compat
-        self._optimizers = Optimizers(encoder, settings, groups)
+        self.optimizers = Optimizers(encoder, settings, groups)
         paths = [v.path for v in encoder.model.trainable_variables]
         self._group_of = np.array(partition(paths, groups, True))
         # The Fisher stays in float32.
@@ -113,7 +113,7 @@ class Step:
             model_state: The encoder's other variables.
             multipliers: Factor of the learning rate by name of the group.
         """
-        optimizer = self._optimizers.of(weights, heads)
+        optimizer = self.optimizers.of(weights, heads)
         optimizer.multipliers = {name: multipliers[name] for name in self.groups}
         variables = [jnp.array(v.value, copy=True) for v in optimizer.variables]
         return TrainState(
@@ -280,7 +280,7 @@ class Step:
         """Returns the state after an update; `clock.steps` is its place in the call."""
         settings, optimizer = (
             self.settings,
-            self._optimizers.of(state.weights, state.heads),
+            self.optimizers.of(state.weights, state.heads),
         )
         values, count = [*state.weights, *_flat(state.heads)], len(state.weights)
         step, (weight_gradients, head_gradients) = clock.done + clock.steps, gradients
