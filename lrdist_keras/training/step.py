@@ -278,10 +278,8 @@ class Step:
         self, state: TrainState, gradients: tuple, clock: Clock, terms: Terms
     ) -> TrainState:
         """Returns the state after an update; `clock.steps` is its place in the call."""
-        settings, optimizer = (
-            self.settings,
-            self.optimizers.of(state.weights, state.heads),
-        )
+        settings = self.settings
+        optimizer = self.optimizers.of(state.weights, state.heads)
         values, count = [*state.weights, *_flat(state.heads)], len(state.weights)
         step, (weight_gradients, head_gradients) = clock.done + clock.steps, gradients
         factor = schedule(step, clock.total, settings.warmup, settings.schedule)
