@@ -204,11 +204,11 @@ class SequentialTrainer:
             whole = list(self.encoder.whole(course.weights))
             observer.after_task(i, whole, course.heads)
             self._evaluate_all(course, i, strategy.trains_a_sequence, journal)
-        for i in np.flatnonzero(np.isnan(np.diag(journal.accuracy))):
+        for row in map(int, np.flatnonzero(np.isnan(np.diag(journal.accuracy)))):
             # Trained together with the last one.
-            journal.accuracy[i, : i + 1] = journal.accuracy[-1, : i + 1]
-            for j in range(i + 1):
-                journal.logits[int(i), j] = journal.logits[count - 1, j]
+            journal.accuracy[row, : row + 1] = journal.accuracy[-1, : row + 1]
+            for j in range(row + 1):
+                journal.logits[row, j] = journal.logits[count - 1, j]
         later = [t.name for t in tasks[1:]] if strategy.trains_a_sequence else []
         return Run(
             accuracy=journal.accuracy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -33,7 +33,10 @@ def _found() -> dict[str, type[Strategy]]:
 
 
 STRATEGIES = _found()
-AnyStrategy = Annotated[
-    Union[tuple(STRATEGIES.values())],  # noqa: UP007
-    Field(discriminator="strategy"),
-]
+if TYPE_CHECKING:
+    AnyStrategy = Strategy
+else:
+    AnyStrategy = Annotated[
+        Union[tuple(STRATEGIES.values())],  # noqa: UP007
+        Field(discriminator="strategy"),
+    ]
