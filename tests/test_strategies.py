@@ -59,7 +59,7 @@ def test_averaging_is_every_period_and_at_the_end():
 
 
 def test_every_strategy_is_found_by_its_name():
-    assert len(STRATEGIES) == 15
+    assert {"plain", "ewc_online", "l2_sp", "wise_ft", "lora"} <= STRATEGIES.keys()
     for name, strategy in STRATEGIES.items():
         assert get_args(strategy.model_fields["strategy"].annotation) == (name,)
         given = {"raw_text": "text"} if name == "ewc_pretraining" else {}
