@@ -20,11 +20,12 @@ import jax
 import numpy as np
 from saving import save
 
-from lrdist_keras.config import ArmSettings, load
+from lrdist_keras.config import load
 from lrdist_keras.data.batches import take
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.encoder import new_head
+from lrdist_keras.training.strategies.plain import Plain
 
 RESULT = Path(__file__).parent / "results" / "fisher.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
@@ -47,11 +48,11 @@ def main() -> None:
             train=take(task.train, np.arange(given.examples)),
             validation=take(task.validation, np.arange(16)),
         )
-        arm, rates = ArmSettings(name="flat", rate=5e-5), flat(5e-5, trainer.scheme)
+        rates = flat(5e-5, trainer.scheme)
         weights = [jax.numpy.array(w) for w in trainer.encoder.weights]
         head = new_head(2, trainer.encoder.width, np.random.default_rng(0))
         sides = {
-            "epoch": lambda: trainer.run([task], rates, arm, 0),
+            "epoch": lambda: trainer.run([task], rates, Plain(), 0),
             "fisher": lambda: jax.block_until_ready(
                 trainer.fisher(task.train, weights, head)
             ),

@@ -26,8 +26,9 @@ from step import GEOMETRIES, RATE, RESULTS, job, rows
 
 from lrdist_keras.distribution import kenneweg2022
 from lrdist_keras.machine import take_large_pages
-from lrdist_keras.models.bfloat16 import in_precision, resolve_here
-from lrdist_keras.training.strategies import Terms
+from lrdist_keras.models.bfloat16 import resolve_here
+from lrdist_keras.training.plan import Terms
+from lrdist_keras.training.step import Clock, TrainState
 
 GEOMETRY = GEOMETRIES["minilm"] | {"batch": 16, "steps": 4}
 
@@ -41,41 +42,40 @@ def main() -> None:
     given = parser.parse_args()
     precision = resolve_here("auto")
     batches = rows(given.data, GEOMETRY)
-    trainer, held, carried, inputs = job(GEOMETRY, batches, precision)
-    programs = trainer.programs
+    trainer, first, inputs = job(GEOMETRY, batches, precision)
     shaped = kenneweg2022().resample(trainer.scheme)
-    numbers = [np.float32(x) for x in (0, 1e6, RATE)]
     steps = np.int32(GEOMETRY["steps"])
-    call = in_precision(programs._training_call("plain", (2,), held), precision)
-    one = jax.jit(call, donate_argnums=(0, 1, 2))
+    clock = Clock(steps, np.float32(0), np.float32(1e6), np.float32(RATE))
+    one = jax.jit(trainer.step.train_steps, donate_argnums=0)
     many = jax.jit(
-        jax.vmap(call, in_axes=(0, 0, 0, *6 * [None])), donate_argnums=(0, 1, 2)
+        jax.vmap(trainer.step.train_steps, in_axes=(0, None, None, None)),
+        donate_argnums=0,
     )
 
-    def member(share: float) -> list[Any]:
+    def member(share: float) -> TrainState:
         rates = {k: v**share for k, v in shaped.multipliers.items()}
-        optimizer_state = programs.optimizer_state((2,), held, rates)
-        return [*jax.tree.map(lambda x: x.copy(), carried[:2]), optimizer_state]
+        copy = jax.tree.map(lambda x: x.copy(), first)
+        return trainer.step.begin(copy.weights, copy.heads, copy.model_state, rates)
 
-    def timed(program: Any, states: list[Any]) -> float:
+    def timed(program: Any, states: list[TrainState], i: int = 0) -> float:
         start = time.perf_counter()
-        *states[:], loss = program(*states, inputs, steps, *numbers, Terms())
-        jax.block_until_ready((states, loss))
+        states[i], loss = program(states[i], inputs, clock, Terms())
+        jax.block_until_ready((states[i], loss))
         return time.perf_counter() - start
 
     table = Table("runs", "in turn, ms a step", "together, ms a step", "ratio")
     result = []
     for size in given.sizes:
         members = [member(i / size) for i in range(size)]
-        stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *members)
+        stacked = [jax.tree.map(lambda *x: jax.numpy.stack(x), *members)]
         seconds = []
         for _ in range(given.rounds + 1):
-            alone = sum(timed(one, states) for states in members)
+            alone = sum(timed(one, members, i) for i in range(size))
             seconds.append((alone, timed(many, stacked)))
         difference = max(
             float(np.abs(np.asarray(a[i]) - np.asarray(b)).max())
-            for i, states in enumerate(members)
-            for a, b in zip(stacked[0], states[0], strict=True)
+            for i, state in enumerate(members)
+            for a, b in zip(stacked[0].weights, state.weights, strict=True)
         )
         alone, together = np.median(np.array(seconds[1:]), axis=0) / float(steps)
         result.append(

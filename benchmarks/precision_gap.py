@@ -25,12 +25,14 @@ from rich.progress import track
 from rich.table import Table
 from saving import save
 
-from lrdist_keras.config import ArmSettings, load
+from lrdist_keras.config import load
 from lrdist_keras.data.batches import take
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory import loading
 from lrdist_keras.laboratory.paired_tests import t_interval
-from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+from lrdist_keras.training.run import TaskData
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.trainer import SequentialTrainer
 
 RESULT = Path(__file__).parent / "results" / "precision_gap.json"
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml"
@@ -79,12 +81,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         trainers, task = trainers_and_task(given.data, cache)
         rates = flat(RATE, trainers["float32"].scheme)
-        arm = ArmSettings(name="flat", rate=RATE)
         accuracy: dict[str, list[float]] = {name: [] for name in trainers}
         answers: dict[str, list[np.ndarray]] = {name: [] for name in trainers}
         for seed in track(range(given.seeds), "seeds"):
             for name, trainer in trainers.items():
-                run = trainer.run([task], rates, arm, seed)
+                run = trainer.run([task], rates, Plain(), seed)
                 accuracy[name].append(float(run.accuracy[0, 0]))
                 answers[name].append(run.logits[0, 0].argmax(axis=1))
     first, bfloat16, rounded = (np.array(a) for a in accuracy.values())

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,28 @@ from scipy.stats import spearmanr
 from lrdist_keras import config, machine
 from lrdist_keras._storage import write_text
 from lrdist_keras.search import search
-from lrdist_keras.training.programs import Programs
+from lrdist_keras.training.compiler import Compiler
+from lrdist_keras.training.step import Clock
 
 CONFIGURATION = Path(__file__).parents[1] / "configs" / "glue" / "search_sst2_mrpc.toml"
 RESULT = Path(__file__).parent / "results" / "promotion.json"
 BUDGETS = (1 / 9, 1 / 3, 1.0)
 WAYS = ("from the start", "going on")
-TOTAL = 6  # position of the schedule's length among a training program's arguments
 
 
-class GoingOn(Programs):
+class GoingOn(Compiler):
     """Ends the schedule at the full budget, wherever the training stops."""
 
     share = 1.0
 
-    def training(self, kind: str, classes: tuple[int, ...], arguments: tuple) -> Any:
-        """Returns the program, told of a later end."""
-        program = super().training(kind, classes, arguments)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls the function, told of a later end."""
+        return super().call(function, *map(self._longer, arguments))
 
-        def longer(*arguments: Any) -> Any:
-            total = np.float32(round(arguments[TOTAL] / self.share))
-            return program(*arguments[:TOTAL], total, *arguments[TOTAL + 1 :])
-
-        return longer
+    def _longer(self, argument: Any) -> Any:
+        if not isinstance(argument, Clock):
+            return argument
+        return argument._replace(total=np.float32(round(argument.total / self.share)))
 
 
 def settings(prepared: search.Search, count: int) -> list[dict[str, float]]:
@@ -84,8 +84,8 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         prepared = search.prepare(configuration, folder)
-    programs = prepared.trainer.programs
-    programs.__class__ = GoingOn
+    compiler = prepared.trainer.compiler
+    compiler.__class__ = GoingOn
     jobs = [
         (number, point, way, budget)
         for number, point in enumerate(settings(prepared, arguments.settings))
@@ -94,7 +94,7 @@ def main() -> None:
         if way == WAYS[0] or budget < 1  # a full run is the same either way
     ]
     for number, point, way, budget in track(jobs, "Training"):
-        programs.share = budget if way == WAYS[1] else 1.0
+        compiler.share = budget if way == WAYS[1] else 1.0
         found = prepared.evaluate(point, budget, 0)
         runs.append({"setting": number, "way": way, "budget": budget, **found})
     rewards = {(r["setting"], r["way"], r["budget"]): r["reward"] for r in runs}

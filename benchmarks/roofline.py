@@ -38,8 +38,9 @@ from step import GEOMETRIES, RATE, RESULTS, job
 from lrdist_keras.machine import take_large_pages
 from lrdist_keras.models.bfloat16 import in_precision, product_sizes, resolve_here
 from lrdist_keras.models.encoder import new_head
-from lrdist_keras.training.programs import Programs
-from lrdist_keras.training.strategies import Terms
+from lrdist_keras.training.plan import Terms
+from lrdist_keras.training.step import Clock, TrainState
+from lrdist_keras.training.trainer import SequentialTrainer
 
 Product = tuple[int, int, int, int]  # how many, rows, depth, columns
 PRECISIONS = ("float32", "bfloat16")
@@ -197,20 +198,18 @@ def drawn(geometry: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def training_profile(
-    programs: Programs, held: int | None, carried: list[Any], inputs: dict[str, Any]
+    trainer: SequentialTrainer, state: TrainState, inputs: dict[str, Any]
 ) -> Counter[str]:
     """Returns the seconds of a step of the training program, by kind."""
     steps = len(inputs["labels"])
-
-    def given() -> tuple:
-        numbers = np.int32(steps), np.float32(100), np.float32(1e6), np.float32(RATE)
-        return (*carried, inputs, *numbers, Terms())
-
-    program: Any = programs.training("plain", (2,), held, given())
+    numbers = np.float32(100), np.float32(1e6), np.float32(RATE)
+    given = inputs, Clock(np.int32(steps), *numbers), Terms()
+    program: Any = trainer.compiler.program(trainer.step.train_steps, state, *given)
 
     def run() -> None:
-        *carried[:], loss = program(*given())
-        jax.block_until_ready((carried, loss))
+        nonlocal state
+        state, loss = program(state, *given)
+        jax.block_until_ready((state, loss))
 
     for _ in range(2):
         run()
@@ -245,8 +244,8 @@ def main() -> None:
     given = parser.parse_args()
     geometry = GEOMETRIES[given.geometry]
     batches = drawn(geometry)
-    trainer, held, carried, call_inputs = job(geometry, batches, given.precision)
-    encoder, programs = trainer.encoder, trainer.programs
+    trainer, first, call_inputs = job(geometry, batches, given.precision)
+    encoder = trainer.encoder
     inputs = {name: x[0] for name, x in batches.items()}
     labels = inputs.pop("labels")
     rng = np.random.default_rng(0)
@@ -262,11 +261,12 @@ def main() -> None:
     gradient = jax.grad(loss)
     forward = jax.jit(in_precision(loss, given.precision))
     both = jax.jit(in_precision(gradient, given.precision))
-    state = programs.optimizer_state((2,), None, dict.fromkeys(trainer.groups, 1.0))
-    optimizer = programs._optimizer((2,), None)
+    heads, multipliers = [weights[-2:]], dict.fromkeys(trainer.groups, 1.0)
+    state = trainer.step.begin(weights[:-2], heads, encoder.state, multipliers)
+    optimizer = trainer.step.optimizers.of(weights[:-2], heads)
     update = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
     gradients = both(weights)
-    updated = [state, [jnp.array(w) for w in weights]]
+    updated = [state.optimizer.variables, [jnp.array(w) for w in weights]]
 
     def adam() -> Any:
         updated[1], updated[0] = map(list, update(updated[0], gradients, updated[1]))
@@ -308,7 +308,7 @@ def main() -> None:
     )
     profile: Counter[str] = Counter()
     if jax.default_backend() == "cpu":  # elsewhere the names in a trace are others
-        profile = training_profile(programs, held, carried, call_inputs)
+        profile = training_profile(trainer, first, call_inputs)
     if profile:
         print_profile(profile, ideals["forward and backward"])
     result = {

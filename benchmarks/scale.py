@@ -39,10 +39,11 @@ RATE = 5e-5
 
 def epoch(data: str, examples: int) -> dict[str, Any]:
     """Trains one epoch on real rows, after steps enough to see most lengths."""
-    from lrdist_keras.config import ArmSettings, load
+    from lrdist_keras.config import load
     from lrdist_keras.data.batches import take
     from lrdist_keras.distribution import flat
     from lrdist_keras.laboratory import loading
+    from lrdist_keras.training.strategies.plain import Plain
 
     configuration = load(
         Path(__file__).parents[1] / "configs" / "glue" / "sst2_mrpc.toml",
@@ -52,11 +53,11 @@ def epoch(data: str, examples: int) -> dict[str, Any]:
     task, trainer = loaded.tasks["sst2"], loaded.trainer
     few = take(task.validation, np.arange(16))
     task = replace(task, validation=few, train_examples=examples)
-    arm, rates = ArmSettings(name="flat", rate=RATE), flat(RATE, trainer.scheme)
+    rates, plain = flat(RATE, trainer.scheme), Plain()
     warm_up = min(1.0, WARM_UP / trainer.steps([task]))
-    trainer.run([task], rates, arm, 0, budget=warm_up)
+    trainer.run([task], rates, plain, 0, budget=warm_up)
     start = time.perf_counter()
-    run = trainer.run([task], rates, arm, 0)
+    run = trainer.run([task], rates, plain, 0)
     return {
         "seconds": time.perf_counter() - start,
         "compilations": run.compilations,
@@ -66,32 +67,30 @@ def epoch(data: str, examples: int) -> dict[str, Any]:
 
 def steps(layers: int, width: int, length: int) -> dict[str, Any]:
     """Trains on drawn tokens of one length with a drawn model."""
-    from lrdist_keras.config import ArmSettings
     from lrdist_keras.distribution import flat
+    from lrdist_keras.training.strategies.plain import Plain
 
     trainer, task = drawn(layers, width, length, examples=64)
-    arm, rates = ArmSettings(name="flat", rate=RATE), flat(RATE, trainer.scheme)
-    trainer.run([task], rates, arm, 0)
-    run = trainer.run([task], rates, arm, 1)
+    rates, plain = flat(RATE, trainer.scheme), Plain()
+    trainer.run([task], rates, plain, 0)
+    run = trainer.run([task], rates, plain, 1)
     return {"seconds": run.training_seconds, "steps": trainer.steps([task])}
 
 
 def runs(count: int) -> dict[str, Any]:
     """Does many runs in one process, of ten arms and many seeds."""
-    from lrdist_keras.config import ArmSettings
     from lrdist_keras.distribution import flat
+    from lrdist_keras.training.strategies.elastic import Ewc, RecAdam
+    from lrdist_keras.training.strategies.plain import Plain
 
     trainer, task = drawn(6, 384, 32, examples=32)
-    arms = [ArmSettings(name=f"{i}", rate=RATE * (i + 1)) for i in range(8)]
-    ewc = {"strategy": "ewc", "strength": 1.0}
-    arms += [ArmSettings(name="ewc", rate=RATE, **ewc)]
-    arms += [ArmSettings(name="recadam", rate=RATE, strategy="recadam", strength=50.0)]
+    arms = [(RATE * (i + 1), Plain()) for i in range(8)]
+    arms += [(RATE, Ewc(strength=1.0)), (RATE, RecAdam(strength=50.0))]
     second = replace(task, name="second")
     resident = []
     for i in range(count):
-        arm = arms[i % len(arms)]
-        rates = flat(arm.rate or RATE, trainer.scheme)
-        trainer.run([task, second], rates, arm, i)
+        rate, strategy = arms[i % len(arms)]
+        trainer.run([task, second], flat(rate, trainer.scheme), strategy, i)
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
     return {"resident_bytes": resident}
 
@@ -102,7 +101,8 @@ def drawn(layers: int, width: int, length: int, examples: int) -> Any:
     from lrdist_keras.config import TrainingSettings
     from lrdist_keras.data.batches import Encoded
     from lrdist_keras.models.encoder import load_encoder
-    from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+    from lrdist_keras.training.run import TaskData
+    from lrdist_keras.training.trainer import SequentialTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         heads = max(2, width // 64)

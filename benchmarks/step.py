@@ -104,20 +104,18 @@ def preset(geometry: dict[str, Any]) -> str:
 
 def job(
     geometry: dict[str, Any], batches: dict[str, np.ndarray], precision: str
-) -> tuple[Any, int | None, list[Any], dict[str, np.ndarray]]:
-    """Returns what our training program needs.
+) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """Returns the trainer, the state before the first step, and the batches.
 
-    The trainer, the rows of the token embeddings that are held, the weights, the states
-    of model and optimizer, and the batches.
+    As in a run, the rows of the token embeddings are held that the examples use.
     """
-    import jax
-
     from lrdist_keras.config import TrainingSettings
     from lrdist_keras.data.batches import Encoded
     from lrdist_keras.distribution import flat
     from lrdist_keras.models.encoder import load_encoder, new_head
-    from lrdist_keras.training.strategies import TrainingSet
-    from lrdist_keras.training.token_rows import room, used_rows, used_tokens
+    from lrdist_keras.training.course import copied
+    from lrdist_keras.training.plan import TrainingSet
+    from lrdist_keras.training.token_rows import held_rows, room_of
     from lrdist_keras.training.trainer import SequentialTrainer
 
     encoder = load_encoder(preset(geometry), geometry["dropout"], precision)
@@ -127,7 +125,6 @@ def job(
         steps_per_call=geometry["steps"],
     )
     trainer = SequentialTrainer(encoder, settings)
-    # As a run does: hold the rows of the token embeddings that its examples use.
     shape = batches["token_ids"].shape
     count = shape[0] * shape[1]
     sizes = batches["padding_mask"].sum(axis=-1).ravel()
@@ -139,20 +136,16 @@ def job(
         labels=batches["labels"].ravel(),
         pad_id=0,
     )
-    held = room(len(used_tokens(encoded)), 30522)
-    used = used_rows(encoded, 0, held, 30522)
-    inputs = TrainingSet(used.narrowed(encoded)).arrays(
-        np.arange(count).reshape(shape[:2]), shape[2]
+    held = held_rows(encoder, encoded, room_of(encoder, [encoded]))
+    examples = TrainingSet(encoded).narrowed(held)
+    inputs = examples.arrays(np.arange(count).reshape(shape[:2]), shape[2])
+    state = trainer.step.begin(
+        held.take(copied(encoder.weights)),
+        [copied(new_head(2, encoder.width, np.random.default_rng(0)))],
+        copied(encoder.state),
+        flat(RATE, trainer.scheme).multipliers,
     )
-    head = new_head(2, encoder.width, np.random.default_rng(0))
-    weights = used.take([jax.numpy.array(w) for w in [*encoder.weights, *head]])
-    rates = flat(RATE, trainer.scheme)
-    carried = [
-        weights,
-        [jax.numpy.array(s) for s in encoder.state],
-        trainer.programs.optimizer_state((2,), held, rates.multipliers),
-    ]
-    return trainer, held, carried, inputs
+    return trainer, state, inputs
 
 
 def ours(
@@ -163,7 +156,8 @@ def ours(
 ) -> Callable[[], None]:
     import jax
 
-    from lrdist_keras.training.strategies import Terms
+    from lrdist_keras.training.plan import Terms
+    from lrdist_keras.training.step import Clock
 
     if devices > 1:
         import keras
@@ -172,15 +166,15 @@ def ours(
         jax.config.update("jax_num_cpu_devices", devices)
         keras.distribution.set_distribution(keras.distribution.DataParallel())
 
-    trainer, held, carried, inputs = job(geometry, batches, precision)
+    trainer, state, inputs = job(geometry, batches, precision)
+    numbers = (np.float32(100), np.float32(1e6), np.float32(RATE))
+    clock = Clock(np.int32(geometry["steps"]), *numbers)
 
     def block() -> None:
-        numbers = (np.float32(100), np.float32(1e6), np.float32(RATE))
-        steps = np.int32(geometry["steps"])
-        arguments = (*carried, inputs, steps, *numbers, Terms())
-        program = trainer.programs.training("plain", (2,), held, arguments)
-        *carried[:], loss = program(*arguments)
-        jax.block_until_ready((carried, loss))
+        nonlocal state
+        given = (state, inputs, clock, Terms())
+        state, loss = trainer.compiler.call(trainer.step.train_steps, *given)
+        jax.block_until_ready((state, loss))
 
     return block
 

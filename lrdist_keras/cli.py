@@ -307,7 +307,7 @@ def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
 
 
 def _print_compilations() -> None:
-    from lrdist_keras.training.compilation import compilations
+    from lrdist_keras.training.compiler import compilations
 
     print(f"Programs: {compilations.compiled} compiled, {compilations.cached} cached")
 

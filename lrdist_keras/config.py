@@ -2,214 +2,93 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
+    BeforeValidator,
     Field,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from lrdist_keras.settings import (
+    FAULTS,
+    DataSettings,
+    Fault,
+    ModelSettings,
+    Name,
+    Rate,
+    Section,
+    SequenceSettings,
+    TaskSettings,
+    TrainingSettings,
+    UserPath,
+    nearest,
+    unique,
+)
+from lrdist_keras.training.strategies.base import Strategy
+from lrdist_keras.training.strategies.every import STRATEGIES, AnyStrategy
+
+# Keys of strategies in files of results, where all of them stand in every arm.
+_TAG = "strategy"
+_KEYS = (
+    "strength head_strength fisher_decay raw_text fisher_examples midpoint steepness "
+    "probe_rate examples_per_class temperature alpha period rank"
+).split()
+
+
+def _homes(key: str) -> list[str]:
+    """Returns the names of the strategies that take a key."""
+    return [n for n, s in STRATEGIES.items() if key in s.model_fields and key != _TAG]
+
+
+_KEYS += sorted(
+    {key for s in STRATEGIES.values() for key in s.model_fields} - {*_KEYS, _TAG}
 )
 
 
-def _file_name(name: str) -> str:
-    if name in (".", ".."):
-        raise ValueError("a name must be one that a folder can have")
-    return name
+def _of_one_strategy(given: Any) -> Any:
+    """Refuses an unknown name, and keys that go with other strategies."""
+    if not isinstance(given, dict):
+        return given
+    name = given[_TAG]
+    if name not in STRATEGIES:
+        *most, last = [f"'{known}'" for known in STRATEGIES]
+        expected = f"{', '.join(most)} or {last}"
+        raise PydanticKnownError("literal_error", {"expected": expected})
+    for key in sorted(given.keys() - STRATEGIES[name].model_fields.keys()):
+        homes = _homes(key)
+        _check_value(STRATEGIES[homes[0]], key, given[key])
+        raise ValueError(
+            f"`{key}` goes with the strategies {', '.join(homes)}, not with '{name}'"
+        )
+    return given
 
 
-Name = Annotated[
-    str, Field(pattern=r"^[^\s/][^/\n]*$", max_length=80), AfterValidator(_file_name)
-]
-# Above the limits float32 would overflow in training.
-Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
-
-# What the authors' code does otherwise than arXiv 2404.01317 says. `Configuration` says
-# what each means.
-Fault = Literal[
-    "softmax_before_loss",
-    "bytes_literal_texts",
-    "no_shuffling",
-    "carry_moments",
-    "report_on_tuning_split",
-    "random_length_halving",
-    "cluster_on_validation",
-    "early_stopping_first_task",
-]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+def _check_value(home: type[Strategy], key: str, value: Any) -> None:
+    """Refuses what no strategy that has the key would take."""
+    try:
+        home.model_validate({key: value})
+    except ValidationError as error:
+        wrong: list[Any] = [e for e in error.errors() if e["loc"][:1] == (key,)]
+        if wrong:
+            title = error.title
+            raise ValidationError.from_exception_data(title, wrong) from None
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Section):
-    """The pretrained backbone.
-
-    Args:
-        preset: A KerasHub preset name, a folder, or `package://module/folder` for a
-            folder inside an installed package.
-        sha256: SHA-256 of the folder's weights file, or of each of several by name;
-            checked before loading where given.
-        dropout: Dropout rate of the backbone.
-        precision: Of the encoder's matrix products: `float32`, `bfloat16`, or `auto`,
-            bfloat16 where the machine has units for it, see README.
-            Weights and optimizer are float32 in any case.
-        encoder_groups: Number of encoder groups of the scheme.
-        rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
-    """
-
-    preset: str
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    encoder_groups: int = Field(default=8, ge=1)
-    rounding: Literal["floor", "ceil"] = "floor"
-
-
-class DataSettings(_Section):
-    """Where data lies.
-
-    Args:
-        dir: Folder of prepared TFDS data; relative file names refer to it too.
-        cache: Folder for encoded texts and compiled programs.
-        download: Whether TFDS may download what is missing.
-    """
-
-    dir: UserPath = "data"
-    cache: UserPath = Field(default="~/.cache/lrdist_keras", validate_default=True)
-    download: bool = False
-
-
-class TaskSettings(_Section):
-    """One classification task.
-
-    Args:
-        name: How the task is called in sequences and reports.
-        source: `glue/<task>`, `bbc/topic`, `bbc/headline` or `files`.
-        train_examples: Number of training examples, a stratified subset drawn by the
-            run's seed; all of them if not given. Where a shift divides the task, it
-            is the number of each part.
-        validation_examples: The same for validation, drawn once for all seeds, before
-            a shift divides the task.
-        epochs: Epochs of this task, if other than those of `training`.
-        train: For `files`: the training file, CSV, TSV or JSON lines.
-        validation: For `files`: the validation file; without it a stratified tenth of
-            the training file, the same for all seeds, is held out.
-        format: For `files`: `csv`, `tsv` or `jsonl`, if the file's ending does not say.
-        text: For `files`: the column of the text, or of both texts of a pair.
-        label: For `files`: the column of the label.
-        class_names: For `files`: the names of the classes in the order of their
-            numbers, if labels are names and their order matters, or for reports.
-    """
-
-    name: Name
-    source: str
-    train_examples: int | None = Field(default=None, ge=1)
-    validation_examples: int | None = Field(default=None, ge=1)
-    epochs: int | None = Field(default=None, ge=1)
-    train: UserPath | None = None
-    validation: UserPath | None = None
-    format: Literal["csv", "tsv", "jsonl"] | None = None
-    text: str | list[str] | None = None
-    label: str | None = None
-    class_names: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _fields_fit_the_source(self) -> Self:
-        of_files = ("train", "validation", "format", "text", "label", "class_names")
-        given = [name for name in of_files if getattr(self, name) is not None]
-        if self.source != "files" and given:
-            raise ValueError(
-                f"{', '.join(given)} may be given only with source = 'files', "
-                f"not with '{self.source}'"
-            )
-        if self.source == "files" and not {"train", "text", "label"} <= set(given):
-            raise ValueError("source = 'files' needs `train`, `text` and `label`")
-        if self.class_names is not None:
-            _unique(self.class_names, "class name")
-        if isinstance(self.text, list) and len(self.text) not in (1, 2):
-            raise ValueError("`text` must name one column, or the two of a pair")
-        return self
-
-
-class SequenceSettings(_Section):
-    """What is trained one after the other: tasks, or parts of one task.
-
-    Args:
-        tasks: Names of the tasks; for `length` and `cluster` the one that is divided.
-        shift: What changes from one to the next: `task`; `length`, the shorter half of
-            a task's texts, then the longer; `cluster`, its clusters by what the
-            pretrained model sees, largest first; `domain`, the source of the texts,
-            while the classes stay.
-        clusters: For `cluster`: how many, 2 if not given.
-    """
-
-    tasks: list[Name] = Field(min_length=1)
-    shift: Literal["task", "length", "cluster", "domain"] = "task"
-    clusters: int | None = Field(default=None, ge=2)
-
-    @model_validator(mode="after")
-    def _tasks_fit_the_shift(self) -> Self:
-        count = len(self.tasks)
-        if self.shift in ("length", "cluster") and count != 1:
-            raise ValueError(
-                f"shift = '{self.shift}' divides one task, so `tasks` must name one. "
-                f"Received: {count}"
-            )
-        if self.shift == "domain" and count < 2:
-            raise ValueError(
-                "shift = 'domain' goes from one task to another with the same classes, "
-                f"so `tasks` must name at least two. Received: {count}"
-            )
-        if self.shift != "cluster" and self.clusters is not None:
-            raise ValueError("`clusters` goes with shift = 'cluster'")
-        return self
-
-    @property
-    def name(self) -> str:
-        """The sequence in words."""
-        tasks = " -> ".join(self.tasks)
-        if self.shift == "cluster":
-            return f"{tasks} ({self.clusters or 2} clusters)"
-        return tasks if self.shift == "task" else f"{tasks} ({self.shift})"
-
-
-# What each strategy takes beside the learning rates, with its defaults; None must be
-# given. The sources of the numbers are named in `ArmSettings`.
-_STRATEGIES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "frozen": {},
-    "lp_ft": {"probe_rate": 1e-3},
-    "ewc": {"strength": 400.0},
-    "ewc_online": {"strength": 400.0, "fisher_decay": 0.95},
-    "ewc_pretraining": {"strength": 2000.0, "raw_text": None, "fisher_examples": 1000},
-    "l2_sp": {"strength": 0.1, "head_strength": 0.01},
-    "recadam": {"strength": 5000.0, "midpoint": 0.25, "steepness": 20.0},
-    "replay": {"examples_per_class": 10},
-    "lwf": {"strength": 1.0, "temperature": 2.0},
-    "wise_ft": {"alpha": 0.5},
-    "sfa": {"alpha": 0.5, "period": 0.25},
-    "lora": {"rank": 8},
-    "joint": {},
-    "single": {},
-}
-_OF_STRATEGIES = sorted({key for keys in _STRATEGIES.values() for key in keys})
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Strength = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
-
-
-class ArmSettings(_Section):
+class ArmSettings(Section):
     """One way of training that is compared with the others.
+
+    In a file the keys of the strategy stand beside the others of the arm; each
+    strategy's own are told with it, in `lrdist_keras.training.strategies`.
 
     Args:
         name: How the arm is called in reports.
@@ -226,25 +105,6 @@ class ArmSettings(_Section):
             `recadam`; `replay`; `lwf`, learning without forgetting; `wise_ft` and
             `sfa`, averages with the previous model after and during training; `lora`;
             `joint`, all tasks at once; `single`, each task on its own.
-        strength: Lambda of `ewc` (400 in its paper's table of Atari), `ewc_online` and
-            `ewc_pretraining` (2000, what the method's authors used); alpha of `l2_sp`
-            (0.1 in its paper); gamma of `recadam` (5000 in its paper); lambda_o of
-            `lwf` (1 in its paper).
-        head_strength: Beta of `l2_sp`, of the head's plain L2 (0.01 in its paper).
-        fisher_decay: Gamma of `ewc_online`, the factor of the earlier Fisher.
-        raw_text: For `ewc_pretraining`: a text file, one paragraph a line.
-        fisher_examples: For `ewc_pretraining`: pieces of text that the Fisher is of.
-        midpoint: For `recadam`: share of a task's steps at which the pull and the
-            training weigh the same; the paper counts steps (250 of them, or others).
-        steepness: For `recadam`: how fast the one gives way to the other, per task.
-        probe_rate: For `lp_ft`: learning rate of the probe.
-        examples_per_class: For `replay`: what is kept of each class of a task.
-        temperature: For `lwf`: of both softmaxes of the distillation (2 in its paper).
-        alpha: For `wise_ft` and `sfa`: share of the new weights in an average (0.5 is
-            `wise_ft`'s where nothing is known); for `wise_ft` also `training`: what is
-            best on training examples of the tasks so far.
-        period: For `sfa`: share of a task's steps from one average to the next.
-        rank: For `lora`: rank of the adapters (8 in its paper's tables of GLUE).
     """
 
     name: Name
@@ -253,46 +113,24 @@ class ArmSettings(_Section):
     distribution: UserPath | None = None
     resample: bool = False
     rescale: Rate | None = None
-    strategy: Literal[
-        "plain",
-        "frozen",
-        "lp_ft",
-        "ewc",
-        "ewc_online",
-        "ewc_pretraining",
-        "l2_sp",
-        "recadam",
-        "replay",
-        "lwf",
-        "wise_ft",
-        "sfa",
-        "lora",
-        "joint",
-        "single",
-    ] = "plain"
-    strength: float | None = Field(default=None, ge=0, le=1e30, allow_inf_nan=False)
-    head_strength: float | None = Field(
-        default=None, ge=0, le=1e30, allow_inf_nan=False
-    )
-    fisher_decay: _Share | None = None
-    raw_text: UserPath | None = None
-    fisher_examples: int | None = Field(default=None, ge=1)
-    midpoint: _Share | None = None
-    steepness: float | None = Field(default=None, gt=0, le=1e6)
-    probe_rate: Rate | None = None
-    examples_per_class: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, gt=0, le=1e6)
-    alpha: _Share | Literal["training"] | None = None
-    period: float | None = Field(default=None, gt=0, le=1)
-    rank: int | None = Field(default=None, ge=1)
+    strategy: Annotated[AnyStrategy, BeforeValidator(_of_one_strategy)]
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_strategy(cls, given: Any) -> Any:
-        strategy = given.get("strategy", "plain") if isinstance(given, dict) else None
-        if not isinstance(strategy, str):
+    def _gather_the_strategy(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or isinstance(given.get(_TAG), Strategy):
             return given
-        return {**_STRATEGIES.get(strategy, {}), **given}
+        rest = {key: value for key, value in given.items() if key not in _KEYS}
+        # A file of results has null for what goes with other strategies.
+        own = {k: v for k, v in given.items() if k in _KEYS and v is not None}
+        return {**rest, _TAG: {_TAG: given.get(_TAG, "plain"), **own}}
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: Any, info: Any) -> dict[str, Any]:
+        content = handler(self)
+        own = content.pop(_TAG)
+        nothing = {} if info.exclude_none else dict.fromkeys(_KEYS)
+        return {**content, _TAG: self.strategy.name, **nothing, **own}
 
     @model_validator(mode="after")
     def _one_source_of_rates(self) -> Self:
@@ -304,58 +142,12 @@ class ArmSettings(_Section):
             raise ValueError("`resample` and `rescale` go with `distribution`")
         return self
 
-    @model_validator(mode="after")
-    def _settings_fit_the_strategy(self) -> Self:
-        takes = _STRATEGIES[self.strategy]
-        for key in _OF_STRATEGIES:
-            given = getattr(self, key) is not None
-            if given and key not in takes:
-                homes = [name for name, keys in _STRATEGIES.items() if key in keys]
-                raise ValueError(
-                    f"`{key}` goes with the strategies {', '.join(homes)}, not with "
-                    f"'{self.strategy}'"
-                )
-            if key in takes and not given:
-                raise ValueError(f"the strategy '{self.strategy}' needs `{key}`")
-        if self.strategy == "sfa" and self.alpha == "training":
-            raise ValueError("alpha = 'training' goes with the strategy wise_ft")
-        return self
 
-
-class TrainingSettings(_Section):
-    """How each task is trained.
-
-    Args:
-        epochs: Passes over the training examples of a task.
-        batch_size: Examples per step.
-        optimizer: `adam`, as in the paper, or `adamw`.
-        weight_decay: Decoupled weight decay of `adamw`.
-        max_length: Tokens per example at most, special tokens included.
-        warmup: Share of a task's steps in which the rate rises linearly from 0.
-        schedule: What follows: `cosine` falls to 0, `constant` stays.
-        steps_per_call: Steps that run on the device before the host is asked again.
-        evaluation_batch_size: Examples per evaluation batch; GPUs take more at a time.
-        curve_points: How often task A is evaluated while a later task trains.
-        curve_examples: Validation examples used for that, a stratified subset.
-    """
-
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    max_length: int = Field(default=128, ge=8)
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    steps_per_call: int = Field(default=8, ge=1)
-    evaluation_batch_size: int = Field(default=16, ge=1)
-    curve_points: int = Field(default=4, ge=0)
-    curve_examples: int = Field(default=200, ge=1)
-
-
+_Strength = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class DecayPoint(_Section):
+class DecayPoint(Section):
     """Layer-wise decay as a point to try first.
 
     Args:
@@ -367,7 +159,7 @@ class DecayPoint(_Section):
     decay: float = Field(gt=0, le=1)
 
 
-class SearchSettings(_Section):
+class SearchSettings(Section):
     """How a distribution is searched.
 
     Args:
@@ -451,7 +243,7 @@ class SearchSettings(_Section):
         return self
 
 
-class ReportSettings(_Section):
+class ReportSettings(Section):
     """What a comparison reports.
 
     Args:
@@ -462,7 +254,7 @@ class ReportSettings(_Section):
     reference: Name | None = None
 
 
-class MeasureSettings(_Section):
+class MeasureSettings(Section):
     """What a comparison measures of its runs beside the accuracies, at some cost.
 
     Args:
@@ -484,7 +276,7 @@ class MeasureSettings(_Section):
     probe_examples: int = Field(default=256, ge=4)
 
 
-class Configuration(_Section):
+class Configuration(Section):
     """What a file says: tasks, sequences of them, arms to compare, a search.
 
     Args:
@@ -539,17 +331,17 @@ class Configuration(_Section):
     @field_validator("compat")
     @classmethod
     def _faults_differ(cls, compat: list[Fault]) -> list[Fault]:
-        return sorted(_unique(compat, "fault"), key=FAULTS.index)
+        return sorted(unique(compat, "fault"), key=FAULTS.index)
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        return _unique(seeds, "seed")
+        return unique(seeds, "seed")
 
     @field_validator("tasks", "arms", "sequences")
     @classmethod
     def _names_differ(cls, entries: list[Any]) -> list[Any]:
-        _unique([entry.name for entry in entries], "name")
+        unique([entry.name for entry in entries], "name")
         return entries
 
     @model_validator(mode="after")
@@ -562,7 +354,7 @@ class Configuration(_Section):
                         f"the sequence '{sequence.name}' has the task '{name}', which "
                         f"[[tasks]] does not define{nearest(name, names)}"
                     )
-            _unique(sequence.tasks, "task of a sequence")
+            unique(sequence.tasks, "task of a sequence")
         known = [sequence.name for sequence in self.sequences]
         if (wanted := self.search.sequence) is not None and wanted not in known:
             raise ValueError(
@@ -602,18 +394,22 @@ class Configuration(_Section):
         arm = self.search_arm
         if arm is None or search.strength is None:
             return self
-        if "strength" not in _STRATEGIES[arm.strategy]:
-            homes = [name for name, keys in _STRATEGIES.items() if "strength" in keys]
+        strategy, homes = arm.strategy, _homes("strength")
+        if strategy.name not in homes:
             raise ValueError(
                 f"search.strength needs an arm with one of the strategies "
                 f"{', '.join(homes)}. Received: '{arm.name}' of the strategy "
-                f"{arm.strategy}"
+                f"{strategy.name}"
             )
-        if arm.strategy == "recadam" and search.high * search.strength[1] > 1:
+        most, limit = (
+            search.high * search.strength[1],
+            strategy.largest_rate_times_strength,
+        )
+        if most > limit:
             raise ValueError(
-                "search.high x the largest search.strength must be at most 1, or the "
-                "pull of recadam overshoots its anchor; lower one of them. Received: "
-                f"{search.high * search.strength[1]:g}"
+                f"search.high x the largest search.strength must be at most {limit:g}, "
+                f"or the pull of {strategy.name} overshoots its anchor; lower one of "
+                f"them. Received: {most:g}"
             )
         return self
 
@@ -653,12 +449,6 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configu
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
         raise ValueError(f"{path}: " + "; ".join(problems)) from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint that names the nearest of the known names, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -705,6 +495,8 @@ def _index(entries: list[Any], part: str, where: str) -> int:
 
 def _describe(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
+    if problem["type"] != "literal_error" or location[-1] != _TAG:
+        location = _in_the_file(location)
     where = ".".join(location) or "the configuration"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -714,9 +506,21 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"the key '{where}' is missing"
     received = problem["input"]
+    if problem["type"] == "literal_error" and isinstance(received, dict):
+        received = received.get(location[-1])
     if isinstance(received, dict | list):
         return f"'{where}': {message}"
     return f"'{where}': {message}. Received: {received!r}"
+
+
+def _in_the_file(location: list[str]) -> list[str]:
+    """Returns where a key stands in the file: a strategy's is one of its arm."""
+    if location[:1] != ["arms"] or location[2:3] != [_TAG]:
+        return location
+    where, rest = location[:2], location[3:]
+    if rest[:1] and rest[0] in STRATEGIES:
+        rest = rest[1:]
+    return [*where, *rest]
 
 
 def _known_keys(location: list[str]) -> list[str]:
@@ -734,11 +538,5 @@ def _known_keys(location: list[str]) -> list[str]:
     }
     for part in location:
         section = homes.get(part, section)
-    return list(section.model_fields)
-
-
-def _unique(values: list[Any], what: str) -> list[Any]:
-    repeated = sorted({v for v in values if values.count(v) > 1})
-    if repeated:
-        raise ValueError(f"every {what} may stand only once. Repeated: {repeated}")
-    return values
+    own = _KEYS if section is ArmSettings else []
+    return [*section.model_fields, *own]

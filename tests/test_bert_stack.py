@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 
 from lrdist_keras.models.bert_stack import find_stack
 from lrdist_keras.models.encoder import load_encoder
-from lrdist_keras.training.strategies import with_lora
+from lrdist_keras.models.lora import with_lora
 
 BACKBONES = {
     "BertBackbone": {"num_segments": 2},

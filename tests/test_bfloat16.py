@@ -25,8 +25,9 @@ from lrdist_keras.models import bfloat16
 from lrdist_keras.models.bfloat16 import bfloat16_products, in_precision, resolve
 from lrdist_keras.models.encoder import load_encoder, new_head
 from lrdist_keras.search import search
-from lrdist_keras.training.programs import Programs
-from lrdist_keras.training.strategies import Terms, negative_log_likelihood
+from lrdist_keras.training.compiler import jitted
+from lrdist_keras.training.plan import Terms
+from lrdist_keras.training.step import Clock, FisherSum
 from lrdist_keras.training.trainer import SequentialTrainer
 
 ROUNDING = 2.0**-8  # of a number to bfloat16, relative
@@ -431,43 +432,34 @@ def batch_of(shape, classes=20):
 def test_the_programs_rewrite_the_encoder_and_neither_head_nor_fisher(wide_preset):
     classes = 20  # a head that would fill tiles
     encoder = load_encoder(str(wide_preset), precision="bfloat16")
-    programs = Programs(
-        encoder,
-        TrainingSettings(),
-        SequentialTrainer(encoder, TrainingSettings()).groups,
-    )
+    step = SequentialTrainer(encoder, TrainingSettings()).step
     head = new_head(classes, encoder.width, np.random.default_rng(0))
-    values, state = [*encoder.weights, *head], encoder.state
+    weights, state = encoder.weights, encoder.state
     one = batch_of((16, 32))
 
-    def found(kind, *arguments):
-        shape = (16, 32) if kind == "evaluate" else (1, 16, 32)
-        types = products(programs.jitted(kind, (classes,), shape), *arguments)
+    def found(function, *arguments):
+        types = products(jitted(function, *arguments), *arguments)
         return types.count("bfloat16"), types.count("float32")
 
     # Query, key and value, two of attention, output, two of the feed-forward part; of
     # one token the query is apart, and attention too small for a tile.
     whole, of_one_token = 6, 5
     float32 = 2 + 1  # that, and the head
-    assert found("evaluate", values, state, one) == (whole + of_one_token, float32)
-    multipliers = dict.fromkeys(programs.groups, 1.0)
-    many = {name: array[None] for name, array in one.items()}
-    training = (
-        values,
-        state,
-        programs.optimizer_state((classes,), None, multipliers),
-        many,
-        np.int32(1),
-        *map(np.float32, (0, 1, 1e-3)),
+    assert found(step.evaluate, weights, head, state, one) == (
+        whole + of_one_token,
+        float32,
     )
+    multipliers = dict.fromkeys(step.groups, 1.0)
+    many = {name: array[None] for name, array in one.items()}
+    first = step.begin(weights, [head], state, multipliers)
+    clock = Clock(np.int32(1), *map(np.float32, (0, 1, 1e-3)))
     # The gradients of the kernels above one token sum over 16 rows, half a tile.
     shallow = 4
     expected = 3 * (whole + of_one_token) - shallow, 3 * float32 + shallow
-    assert found("plain", *training, Terms()) == expected
-    total = [jnp.zeros_like(w) for w in encoder.weights]
-    rewritten, untouched = found(
-        "fisher", total, values, many, np.int32(1), np.float32(1)
-    )
+    assert found(step.train_steps, first, many, clock, Terms()) == expected
+    total = FisherSum([jnp.zeros_like(w) for w in weights])
+    given = (total, weights, head, many, np.int32(1), np.float32(1))
+    rewritten, untouched = found(step.fisher, *given)
     assert rewritten == 0 and untouched > 0
 
 
@@ -570,14 +562,14 @@ for name in ("sst2", "mrpc"):
 
 def test_gradients_of_real_weights_and_data_against_float64(minilm, shared, tmp_path):
     encoder = load_encoder(str(minilm), precision="bfloat16")
-    programs = SequentialTrainer(encoder, TrainingSettings()).programs
+    step = SequentialTrainer(encoder, TrainingSettings()).step
     tokenizer = load_tokenizer(str(minilm))
     kernel, bias = new_head(2, encoder.width, np.random.default_rng(0))
     values = [*encoder.weights, kernel, bias]
 
     def loss(values, batch):
-        logits, _ = programs._logits(values, encoder.state, batch, True, False)
-        return jnp.mean(negative_log_likelihood(logits, batch))
+        model = values[:-2], [values[-2:]]
+        return step.loss(model, encoder.state, batch, Terms())[0]
 
     gradient = jax.jit(in_precision(jax.grad(loss), "bfloat16"))
     found = {}

@@ -1,6 +1,7 @@
 import pytest
 
 from lrdist_keras import config
+from lrdist_keras.training.strategies.distillation import Lwf
 
 SEQUENCE = 'tasks = ["first", "second"]'
 
@@ -151,7 +152,10 @@ def test_what_is_wrong_is_named_with_file_key_and_rule(
 def test_a_strategy_takes_its_settings_with_defaults(write):
     old = 'strategy = "ewc"\nstrength = 10.0'
     given = write(old, 'strategy = "lwf"\ntemperature = 3.0').arms[1]
-    assert (given.strength, given.temperature, given.alpha) == (1.0, 3.0, None)
+    assert given.strategy == Lwf(strength=1.0, temperature=3.0)
+    told = given.model_dump()
+    values = (told[key] for key in ("strength", "temperature", "alpha"))
+    assert tuple(values) == (1.0, 3.0, None)
     defaults = {"midpoint": 0.25, "steepness": 20.0, "strength": 5000.0}
     recadam = write(old, 'strategy = "recadam"').arms[1].model_dump(exclude_none=True)
     assert defaults.items() <= recadam.items()

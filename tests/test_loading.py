@@ -3,13 +3,14 @@ import pytest
 from conftest import sentiment, write_rows
 
 from lrdist_keras import config
-from lrdist_keras.config import ArmSettings, DataSettings, TaskSettings
+from lrdist_keras.config import DataSettings, TaskSettings
 from lrdist_keras.data.shifts import cluster_shift, length_shift
 from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.layer_features import FeatureReader
+from lrdist_keras.training.strategies.plain import Plain
 
 SEQUENCE = 'tasks = ["first", "second"]'
 LENGTH = 'tasks = ["second"]\nshift = "length"'
@@ -107,8 +108,7 @@ def test_parts_are_trained_like_tasks(load):
     loaded, sequence = load(LENGTH)
     tasks = list(loaded.shifted(sequence).tasks.values())
     trainer = loaded.trainer
-    arm = ArmSettings(name="flat", rate=1e-2)
-    run = trainer.run(tasks, flat(1e-2, trainer.scheme), arm, seed=0)
+    run = trainer.run(tasks, flat(1e-2, trainer.scheme), Plain(), seed=0)
     assert run.accuracy.shape == (2, 2)
     assert run.examples.tolist() == [20, 20]
     assert list(run.curves) == ["second (long)"]

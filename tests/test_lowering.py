@@ -4,30 +4,40 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 from trainer_cases import data, task
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import flat
 from lrdist_keras.models.encoder import load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
-from lrdist_keras.training import mlm_fisher
-from lrdist_keras.training import trainer as module
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training import compiler, mlm_fisher
+from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.mlm_fisher import pretraining_fisher
-from lrdist_keras.training.programs import Programs
+from lrdist_keras.training.plan import Terms
+from lrdist_keras.training.step import TrainState
+from lrdist_keras.training.strategies.every import STRATEGIES
 from lrdist_keras.training.trainer import SequentialTrainer
 
 SETTINGS = TrainingSettings(
     batch_size=8, max_length=16, steps_per_call=2, evaluation_batch_size=8
 )
-STRATEGIES = get_args(ArmSettings.model_fields["strategy"].annotation)
-KINDS = {"plain", "probe", "ewc", "l2_sp", "recadam", "mixed", "lwf"}
-KINDS |= {"evaluate", "fisher"}
+KINDS = {
+    "train_steps",
+    "probe_steps",
+    "train_steps penalty",
+    "train_steps penalty of the head",
+    "train_steps pull",
+    "train_steps head",
+    "train_steps teacher distillation",
+    "evaluate",
+    "fisher",
+}
 
 
 def short(seed):
@@ -42,62 +52,76 @@ def lower(function, *arguments):
         assert "stablehlo" in exported.mlir_module()
 
 
-class Lowering(Programs):
-    """Programs that are lowered for GPU and TPU and leave all as it is."""
+class Lowering(Compiler):
+    """Lowers for GPU and TPU what would be called, and gives zeros for its results."""
 
-    lowered: set = set()
+    def __init__(self):
+        super().__init__()
+        self.lowered = set()  # of the functions, with the number of weights
+        self._results = {}
 
-    def begin(self, *program):
+    def prefetch(self, function, *arguments):
         pass
 
-    def _program(self, kind, classes, rows, arguments):
-        # The first of a kind stands for its buckets and heads.
-        key = (kind, len(self.encoder.weights))
-        if key not in self.lowered:
-            shape = self._key(kind, classes, rows, arguments)[-1]
-            lower(self.jitted(kind, classes, shape, rows), *arguments)
-            self.lowered.add(key)
-        if kind == "evaluate":
-            examples = len(arguments[2]["labels"])
-            features = np.zeros((examples, self.encoder.width), np.float32)
-            logits = np.zeros((examples, *classes), np.float32)
-            return lambda *arguments: (logits, features)
-        if kind == "fisher":
-            return lambda *arguments: arguments[0]
-        return lambda *arguments: (*arguments[:3], np.float32(0))
+    def call(self, function, *arguments):
+        # The first of its kind stands for other lengths and heads.
+        if (kind := kind_of(function, arguments)) not in self.lowered:
+            lower(compiler.jitted(function, *arguments), *arguments)
+            self.lowered.add(kind)
+        key = compiler._key(function, arguments)
+        if key not in self._results:
+            self._results[key] = jax.eval_shape(function, *arguments)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._results[key])
+
+
+def kind_of(function, arguments):
+    """The function, its terms and what is in a batch beside texts; and its `Step`."""
+    parts, weights = [function.__name__], []
+    for argument in arguments:
+        if isinstance(argument, TrainState):
+            weights = argument.weights
+        elif isinstance(argument, Terms):
+            named = argument._asdict().items()
+            parts += [name for name, term in named if term is not None]
+            penalty = argument.penalty
+            if penalty is not None and len(penalty.anchor) > len(weights):
+                parts.append("of the head")
+        elif isinstance(argument, dict):
+            parts += sorted({"head", "teacher"} & argument.keys())
+    method = getattr(function, "__wrapped__", function)  # without its precision
+    return " ".join(parts), method.__self__
 
 
 @pytest.mark.parametrize(
-    "precision, strategies, kinds",
+    "precision, names, kinds",
     [
         ("bfloat16", STRATEGIES, KINDS),
-        ("float32", ("ewc", "lora"), {"plain", "ewc", "evaluate", "fisher"}),
+        (
+            "float32",
+            ("ewc", "lora"),
+            {"train_steps", "train_steps penalty", "evaluate", "fisher"},
+        ),
     ],
 )
 def test_the_programs_of_every_strategy(
-    tiny_preset, monkeypatch, precision, strategies, kinds
+    tiny_preset, monkeypatch, precision, names, kinds
 ):
     # As on a GPU, where bfloat16 is a dtype policy.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(module, "Programs", Lowering)
-    monkeypatch.setattr(Lowering, "lowered", set())
-    encoder = load_encoder(str(tiny_preset), 0.1, precision)
-    trainer = SequentialTrainer(encoder, SETTINGS)
+    encoder, lowering = load_encoder(str(tiny_preset), 0.1, precision), Lowering()
+    trainer = SequentialTrainer(encoder, SETTINGS, compiler=lowering)
     few = {"train": short(0), "validation": short(1)}
     tasks = [task(name, i, epochs=1, **few) for i, name in enumerate("ab")]
     rates = flat(1e-4, trainer.scheme)
     ones = [np.ones_like(w) for w in encoder.weights]
-    for strategy in strategies:
-        of_pretraining = strategy == "ewc_pretraining"
-        given = {"raw_text": "given"} if of_pretraining else {}
-        arm = ArmSettings(name=strategy, rate=1e-4, strategy=strategy, **given)
-        fisher = ones if of_pretraining else None
-        trainer.run(tasks, rates, arm, 0, budget=0.2, pretraining_fisher=fisher)
-    whole = len(encoder.weights)
-    of_model = {kind for kind, weights in Lowering.lowered if weights == whole}
-    with_adapters = {kind for kind, weights in Lowering.lowered if weights != whole}
+    for name in names:
+        given = {"raw_text": "given"} if name == "ewc_pretraining" else {}
+        strategy = STRATEGIES[name](**given).with_fisher(ones)
+        trainer.run(tasks, rates, strategy, 0, budget=0.2)
+    of_model = {kind for kind, step in lowering.lowered if step is trainer.step}
+    with_adapters = {kind for kind, step in lowering.lowered if step != trainer.step}
     assert of_model == kinds
-    assert with_adapters == {"plain", "evaluate"}
+    assert with_adapters == {"train_steps", "evaluate"}
 
 
 def test_masked_language_and_features(tiny_preset, monkeypatch):
@@ -135,11 +159,12 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, keras, numpy as np
 from trainer_cases import data, task, trained
-from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import flat
-from lrdist_keras.models import load_encoder
-from lrdist_keras.programs import placement
-from lrdist_keras.training import SequentialTrainer
+from lrdist_keras.models.encoder import load_encoder
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training.compiler import placement
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.trainer import SequentialTrainer
 
 preset = sys.argv[1]
 settings = TrainingSettings(
@@ -147,26 +172,26 @@ settings = TrainingSettings(
 )
 train, validation = data(0, shortest=4, longest=14), data(1, 16, shortest=4, longest=14)
 tasks = [task("a", 0, epochs=1, train=train, validation=validation)]
-arm = ArmSettings(name="plain", rate=1e-3)
 
 def run(distribution):
     keras.distribution.set_distribution(distribution)
     trainer = SequentialTrainer(load_encoder(preset, dropout=0.1), settings)
-    weights = trained(trainer, tasks, flat(1e-3, trainer.scheme), arm)[-1]
+    weights = trained(trainer, tasks, flat(1e-3, trainer.scheme), Plain())[-1]
     fisher = trainer.fisher(train, weights[:-2], weights[-2:])
     paths = [v.path for v in trainer.encoder.model.trainable_variables]
     kept = [not path.endswith("key/bias") for path in paths]
-    return weights, list(map(np.asarray, fisher)), kept, trainer.programs._compiled
+    return weights, list(map(np.asarray, fisher)), kept, trainer.compiler._compiled
 
 one, fisher, kept, _ = run(None)
 two, shared_fisher, _, programs = run(keras.distribution.DataParallel())
-for (kind, *_), program in programs.items():
-    inputs = 3 if kind == "plain" else 2
-    sharding = program.input_shardings[0][inputs]["token_ids"]
+for (function, *_), program in programs.items():
+    kind, shardings = function.__name__, program.input_shardings[0]
+    (sharding,) = (x["token_ids"] for x in shardings if isinstance(x, dict))
     assert len(sharding.device_set) == 2 and not sharding.is_fully_replicated, kind
     outputs = jax.tree.leaves(program.output_shardings)
     assert all(s.is_fully_replicated for s in outputs), kind
-assert {kind for kind, *_ in programs} == {"plain", "fisher", "evaluate"}
+names = {function.__name__ for function, *_ in programs}
+assert names == {"train_steps", "fisher", "evaluate"}
 # The gradient of a key's bias is zero but for rounding, which Adam scales up.
 print(max(np.abs(a - b).max() for a, b, k in zip(one, two, [*kept, True, True]) if k))
 print(max(
@@ -181,7 +206,7 @@ keras.distribution.set_distribution(
     )
 )
 try:
-    placement((8, 16))
+    placement((8,))
 except ValueError as error:
     print(error)
 """

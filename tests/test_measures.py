@@ -9,16 +9,20 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 from trainer_cases import data, task
 
-from lrdist_keras.config import ArmSettings, MeasureSettings, TrainingSettings
+from lrdist_keras.config import MeasureSettings, TrainingSettings
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.distribution import flat
 from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy
 from lrdist_keras.laboratory.measures import Measures, of_evaluations
 from lrdist_keras.models.encoder import load_encoder, new_head
+from lrdist_keras.training.run import Observer
+from lrdist_keras.training.strategies.every import STRATEGIES
+from lrdist_keras.training.strategies.lora import Lora
+from lrdist_keras.training.strategies.plain import Plain
 from lrdist_keras.training.trainer import SequentialTrainer
 
-PLAIN = ArmSettings(name="plain", rate=1e-2)
+PLAIN = Plain()
 TASKS = [
     task("a", 0, train_examples=24),
     task("b", 1, classes=3),
@@ -41,9 +45,9 @@ def trainer(tiny_preset):
     return SequentialTrainer(load_encoder(str(tiny_preset)), settings)
 
 
-def measured(trainer, settings, tasks=TASKS, arm=PLAIN, rate=1e-2):
+def measured(trainer, settings, tasks=TASKS, strategy=PLAIN, rate=1e-2):
     """Returns a run, its measures, and after each task copies of weights and heads."""
-    measurement = Measures(trainer, settings).begin("a -> b", tasks, arm, SEED)
+    measurement = Measures(trainer, settings).begin("a -> b", tasks, strategy, SEED)
     kept = []
 
     def after_task(i, weights, heads):
@@ -54,7 +58,8 @@ def measured(trainer, settings, tasks=TASKS, arm=PLAIN, rate=1e-2):
         return [np.array(w) for w in head]
 
     rates = flat(rate, trainer.scheme)
-    run = trainer.run(tasks, rates, arm, SEED, after_task=after_task)
+    observer = Observer(after_task=after_task)
+    run = trainer.run(tasks, rates, strategy, SEED, observer=observer)
     return run, measurement.record(run), kept
 
 
@@ -186,10 +191,10 @@ def test_only_what_is_asked_for_is_measured(trainer):
 
 @pytest.mark.parametrize("strategy", ["joint", "single"])
 def test_without_a_sequence_there_is_nothing_that_was_moved(trainer, strategy):
-    arm = ArmSettings(name=strategy, rate=1e-2, strategy=strategy)
-    run, record, _ = measured(trainer, SMALL, TASKS[:2], arm)
+    chosen = STRATEGIES[strategy]()
+    run, record, _ = measured(trainer, SMALL, TASKS[:2], chosen)
     assert set(record) == {"measuring_seconds"}
-    record = of_evaluations(run, TASKS[:2], SOURCES, arm)
+    record = of_evaluations(run, TASKS[:2], SOURCES, chosen)
     assert "backward_transfer" not in record and "task_forgetting" not in record
     # What such a run gave is its result after each task.
     assert record["average_accuracy"] == record["learning_accuracy"]
@@ -197,8 +202,7 @@ def test_without_a_sequence_there_is_nothing_that_was_moved(trainer, strategy):
 
 
 def test_adapters_are_measured_as_the_weights_they_amount_to(trainer):
-    arm = ArmSettings(name="lora", rate=1e-2, strategy="lora", rank=2)
-    _, record, kept = measured(trainer, SMALL, TASKS[:2], arm)
+    _, record, kept = measured(trainer, SMALL, TASKS[:2], Lora(rank=2))
     assert record["drift"]["after_first"]["embeddings"] == 0
     assert record["drift"]["after_first"]["encoder_1"] > 0
     held = sample(TASKS[0].validation, 10)

@@ -1,43 +1,50 @@
 import numpy as np
 import pytest
 
-from lrdist_keras.training.moments import CarriedMoments, Places, bias_correction
-
-# Multipliers, step counter, rate; then the moments of one weight, kernel and bias.
-PLACES = Places(1, [(3, 6), (4, 7), (5, 8)])
+from lrdist_keras.training.adam import AdamState
+from lrdist_keras.training.moments import CarriedMoments, bias_correction
 
 
-def state(counter, first):
-    return [np.ones(2), np.int32(counter), np.float32(0.1), *map(np.float32, first)]
+def state(counter, moments):
+    """The first moments of one weight, kernels and biases, then the second ones."""
+    moments = [*map(np.float32, moments)]
+    half = len(moments) // 2
+    rate = np.float32(0.1)
+    return AdamState(
+        np.ones(2), rate, np.int32(counter), moments[:half], moments[half:]
+    )
+
+
+def numbers(state):
+    return [*map(float, [*state.first, *state.second])]
 
 
 def test_the_backbone_goes_on_and_a_new_head_begins():
     kept = CarriedMoments()
-    kept.keep(state(5, range(6)), PLACES, (0,), steps=5, heads_only=False)
+    kept.keep(state(5, range(6)), (0,), steps=5, heads_only=False)
     assert kept.head_steps((0, 1)).tolist() == [5, 0]
-    fresh = kept.put(state(0, [9] * 6), PLACES, (1,))
+    fresh = kept.put(state(0, [9] * 6), (1,))
     # The counter and the weight's moments are those kept, the head's those given.
-    assert [int(fresh[1]), *map(float, fresh[3:])] == [5, 0, 9, 9, 3, 9, 9]
-    again = kept.put(state(0, [9] * 6), PLACES, (0,))
-    assert [int(again[1]), *map(float, again[3:])] == [5, 0, 1, 2, 3, 4, 5]
+    assert [int(fresh.iterations), *numbers(fresh)] == [5, 0, 9, 9, 3, 9, 9]
+    again = kept.put(state(0, [9] * 6), (0,))
+    assert [int(again.iterations), *numbers(again)] == [5, 0, 1, 2, 3, 4, 5]
 
 
 def test_a_probe_leaves_the_backbones_moments():
     kept = CarriedMoments()
-    kept.keep(state(5, range(6)), PLACES, (0,), steps=5, heads_only=False)
-    kept.keep(state(12, range(10, 16)), PLACES, (0,), steps=7, heads_only=True)
+    kept.keep(state(5, range(6)), (0,), steps=5, heads_only=False)
+    kept.keep(state(12, range(10, 16)), (0,), steps=7, heads_only=True)
     assert kept.head_steps((0,)).tolist() == [12]
-    found = kept.put(state(0, [9] * 6), PLACES, (0,))
-    assert [int(found[1]), *map(float, found[3:])] == [5, 0, 11, 12, 3, 14, 15]
+    found = kept.put(state(0, [9] * 6), (0,))
+    assert [int(found.iterations), *numbers(found)] == [5, 0, 11, 12, 3, 14, 15]
 
 
 def test_every_head_that_trains_again_goes_on():
     kept = CarriedMoments()
-    kept.keep(state(5, range(6)), PLACES, (0,), steps=5, heads_only=False)
-    two = Places(1, [(3, 8), (4, 9), (5, 10), (6, 11), (7, 12)])
-    found = kept.put(state(0, [9] * 10), two, (0, 1))
-    assert list(map(float, found[3:])) == [0, 1, 2, 9, 9, 3, 4, 5, 9, 9]
-    kept.keep(found, two, (0, 1), steps=3, heads_only=False)
+    kept.keep(state(5, range(6)), (0,), steps=5, heads_only=False)
+    found = kept.put(state(0, [9] * 10), (0, 1))
+    assert numbers(found) == [0, 1, 2, 9, 9, 3, 4, 5, 9, 9]
+    kept.keep(found, (0, 1), steps=3, heads_only=False)
     assert kept.head_steps((1, 0)).tolist() == [3, 8]
 
 

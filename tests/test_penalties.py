@@ -1,9 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lrdist_keras.training.penalties import (
     AnnealedPull,
+    Distillation,
     QuadraticPenalty,
     l2_sp,
     squared_gradients,
@@ -144,3 +146,25 @@ def test_with_sgd_the_annealed_pull_ends_between_optimum_and_anchor():
     left = weight * h + (1 - weight) * 5 * np.eye(4)
     expected = np.linalg.solve(left, weight * h @ b + (1 - weight) * 5 * a)
     np.testing.assert_allclose(w, expected, atol=1e-5)
+
+
+def test_distillation_is_the_cross_entropy_of_softened_answers():
+    rng = np.random.default_rng(1)
+    new = [rng.normal(size=(3, 2)), rng.normal(size=(3, 4))]
+    old = [rng.normal(size=(3, 2)), rng.normal(size=(3, 4))]
+    weights = np.array([1, 0, 1.0])
+    found = Distillation(3.0, 2.0)(new, old, weights)
+    # The paper's form: p^(1/T) / sum p^(1/T) of the probabilities (its equation 4).
+    expected = 0.0
+    for z, y in zip(new, old, strict=True):
+        p, q = softmax(y, axis=1) ** 0.5, softmax(z, axis=1) ** 0.5
+        p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+        expected += -(p * np.log(q)).sum(1)[weights > 0].mean()
+    np.testing.assert_allclose(found, 3 * expected, rtol=1e-6)
+
+
+def test_distillation_is_least_where_the_old_answers_are():
+    old = [np.array([[1.0, -2.0, 0.5]])]
+    gradient = jax.grad(lambda z: Distillation(1.0, 2.0)([z], old, np.ones(1)))
+    np.testing.assert_allclose(gradient(jnp.array(old[0])), 0, atol=1e-7)
+    assert np.abs(gradient(jnp.zeros((1, 3)))).max() > 0.05

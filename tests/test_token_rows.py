@@ -1,14 +1,19 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trainer_cases import task, trained
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.distribution import flat
 from lrdist_keras.models.encoder import load_encoder
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training.strategies.averaging import Sfa
+from lrdist_keras.training.strategies.elastic import Ewc, L2Sp
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.strategies.replay import Replay
 from lrdist_keras.training.token_rows import room, used_rows, used_tokens
 from lrdist_keras.training.trainer import SequentialTrainer
-from tests.trainer_cases import task, trained
 
 EXAMPLES = Encoded(
     ids=np.array([9, 4, 9, 20], np.int32),
@@ -49,6 +54,18 @@ def test_rows_are_taken_and_put_back():
     np.testing.assert_array_equal(used.put(table, taken)[1], expected)
 
 
+def rows_of(trainer, name, with_penalty=False):
+    """The rows of the token embeddings in the compiled programs of a function."""
+    found = set()
+    for function, structure, types in trainer.compiler._compiled:
+        if function.__name__ == name:
+            state, *_, terms = jax.tree.unflatten(structure, types)
+            if (terms.penalty is not None) == with_penalty:
+                ((rows, _), _) = state.weights[0]
+                found.add(rows)
+    return found
+
+
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     import keras_hub
@@ -65,50 +82,48 @@ def encoder(preset):
 
 
 @pytest.mark.parametrize(
-    "arm",
+    "strategy, dropout",
     [
-        ArmSettings(name="plain", rate=1e-2),
-        ArmSettings(name="dropout", rate=1e-2),
-        ArmSettings(name="SFA", rate=1e-2, strategy="sfa", alpha=0.5, period=0.3),
-        ArmSettings(name="replay", rate=1e-2, strategy="replay", examples_per_class=3),
+        (Plain(), 0.0),
+        (Plain(), 0.2),
+        (Sfa(alpha=0.5, period=0.3), 0.0),
+        (Replay(examples_per_class=3), 0.0),
     ],
-    ids=lambda arm: arm.name,
+    ids=["plain", "dropout", "SFA", "replay"],
 )
-def test_a_part_of_the_vocabulary_gives_the_same_weights(preset, arm, monkeypatch):
-    encoder = load_encoder(preset, dropout=0.2 * (arm.name == "dropout"))
+def test_a_part_of_the_vocabulary_gives_the_same_weights(
+    preset, strategy, dropout, monkeypatch
+):
+    encoder = load_encoder(preset, dropout=dropout)
     settings = TrainingSettings(
         batch_size=8, max_length=32, steps_per_call=3, curve_points=2
     )
     tasks = [task("a", 0), task("b", 1)]
     trainer = SequentialTrainer(encoder, settings)
-    part = trained(trainer, tasks, flat(1e-2, trainer.scheme), arm)
-    shapes = {key[2] for key in trainer.programs._compiled if key[0] != "evaluate"}
-    assert shapes == {32}
+    part = trained(trainer, tasks, flat(1e-2, trainer.scheme), strategy)
+    assert rows_of(trainer, "train_steps") == {32}
     monkeypatch.setattr(type(encoder), "token_embedding", None)
     whole = SequentialTrainer(encoder, settings)
     for one, two in zip(
-        part, trained(whole, tasks, flat(1e-2, whole.scheme), arm), strict=True
+        part, trained(whole, tasks, flat(1e-2, whole.scheme), strategy), strict=True
     ):
         assert not np.array_equal(one[0], encoder.weights[0])
         for a, b in zip(one, two, strict=True):
             # Averages round what both sides have in common.
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-7 * (arm.name == "SFA"))
+            np.testing.assert_allclose(
+                a, b, rtol=0, atol=1e-7 * (strategy.name == "sfa")
+            )
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [
-        {"strategy": "ewc", "strength": 1.0},
-        {"strategy": "l2_sp", "strength": 0.1, "head_strength": 0.1},
-    ],
+    "strategy", [Ewc(strength=1.0), L2Sp(strength=0.1, head_strength=0.1)]
 )
 def test_what_pulls_at_all_rows_holds_them_all(encoder, strategy):
-    arm = ArmSettings(name="arm", rate=1e-2, **strategy)
     settings = TrainingSettings(batch_size=8, max_length=32, curve_points=0)
     trainer = SequentialTrainer(encoder, settings)
-    trained(trainer, [task("a", 0), task("b", 1)], flat(1e-2, trainer.scheme), arm)
-    keys = [key for key in trainer.programs._compiled if key[0] == arm.strategy]
-    assert {key[2] for key in keys} == {None}
+    rates = flat(1e-2, trainer.scheme)
+    trained(trainer, [task("a", 0), task("b", 1)], rates, strategy)
+    assert rows_of(trainer, "train_steps", with_penalty=True) == {90}
 
 
 def test_adamw_decays_all_rows(encoder):
@@ -116,7 +131,6 @@ def test_adamw_decays_all_rows(encoder):
         batch_size=8, max_length=32, optimizer="adamw", weight_decay=0.1, curve_points=0
     )
     trainer = SequentialTrainer(encoder, settings)
-    arm = ArmSettings(name="plain", rate=1e-2)
-    after = trained(trainer, [task("a", 0)], flat(1e-2, trainer.scheme), arm)[0]
+    after = trained(trainer, [task("a", 0)], flat(1e-2, trainer.scheme), Plain())[0]
     unused = np.arange(60, 90)
     assert (np.abs(after[0][unused]) < np.abs(encoder.weights[0][unused])).all()

@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
-from lrdist_keras.data.batches import take
+from lrdist_keras.data.batches import take, training_steps
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
-from lrdist_keras.models.encoder import load_encoder
-from lrdist_keras.training import programs
-from lrdist_keras.training import trainer as module
-from lrdist_keras.training.programs import Programs
-from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+from lrdist_keras.models.encoder import load_encoder, new_head
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training import compiler, run
+from lrdist_keras.training.compiler import Compiler
+from lrdist_keras.training.course import initial_state
+from lrdist_keras.training.evaluation import Evaluator
+from lrdist_keras.training.run import Observer, Purpose, TaskData, generator
+from lrdist_keras.training.strategies.elastic import Ewc
+from lrdist_keras.training.strategies.lora import Lora
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.trainer import SequentialTrainer
 
-PLAIN = ArmSettings(name="plain", rate=1e-3)
-EWC = ArmSettings(name="ewc", rate=1e-3, strategy="ewc", strength=0.0)
+PLAIN = Plain()
+EWC = Ewc(strength=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,20 @@ def trainer(encoder):
 TASKS = [task("a", 0), task("b", 1)]
 
 
+def name_of(key):
+    """Which function a program of the compiler is of."""
+    return key[0].__name__
+
+
+def length_of(key):
+    """The tokens per row that it takes."""
+    _, structure, types = key
+    for argument in jax.tree.unflatten(structure, types):
+        if isinstance(argument, dict):
+            return argument["token_ids"][0][-1]
+    raise AssertionError("it takes no batch")
+
+
 class OurSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up over 2 of 20 steps, then a cosine, in NumPy's words."""
 
@@ -60,15 +79,15 @@ def compare_with_fit(encoder, length, vocabulary, rate, tolerance):
     train = data(3, count=157, longest=length, vocabulary=vocabulary)
     one = TaskData("a", train, train, 2, None, 1)
     seed = 4
-    rng = module._rng(seed, module._ORDER, 0)
-    plan = module.training_steps(train, length, 8, 3, rng)
+    rng = generator(seed, Purpose.ORDER, 0)
+    plan = training_steps(train, length, 8, 3, rng)
     batches = [train.arrays(row, call.length) for call in plan for row in call.indices]
     assert len(batches) == 20
     head = keras.layers.Dense(2, name="head")
     model = keras.Model(
         encoder.model.inputs, head(encoder.model.output[:, 0]), name="fit"
     )
-    kernel, bias = module.new_head(2, encoder.width, module._rng(seed, 1, 0))
+    kernel, bias = new_head(2, encoder.width, generator(seed, Purpose.HEAD, 0))
     head.set_weights([kernel, bias])
     for v, w in zip(encoder.model.trainable_variables, encoder.weights, strict=True):
         v.assign(w)
@@ -168,7 +187,7 @@ def test_one_program_per_kind_head_and_bucket(encoder):
     assert fresh.run(tasks, shaped, PLAIN, 3).compilations == 0
     # The Fisher of a, and the penalised step of b.
     assert fresh.run(tasks[:2], shaped, EWC, 3).compilations == 2
-    stronger = EWC.model_copy(update={"strength": 7.0})
+    stronger = Ewc(strength=7.0)
     assert fresh.run(tasks[:2], shaped, stronger, 4).compilations == 0
 
 
@@ -176,18 +195,18 @@ def test_programs_are_begun_before_the_first_step(encoder, monkeypatch):
     settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
     fresh = SequentialTrainer(encoder, settings)
     begun = []
-    training_program = Programs.training
+    call = Compiler.call
 
-    def training(self, *arguments):
+    def noted(self, function, *arguments):
         begun.append({*self._compiled, *self._coming})
-        return training_program(self, *arguments)
+        return call(self, function, *arguments)
 
-    monkeypatch.setattr(Programs, "training", training)
+    monkeypatch.setattr(Compiler, "call", noted)
     mixed = {"train": data(0, 120, shortest=9), "validation": data(1, 60, shortest=17)}
     run = fresh.run([task("a", 0, **mixed)], flat(1e-3, fresh.scheme), PLAIN, 0)
-    assert begun[0] == set(fresh.programs._compiled) and not fresh.programs._coming
-    lengths = {(key[0], key[-1][-1]) for key in begun[0]}
-    assert lengths == {("plain", n) for n in (16, 24, 32)} | {
+    assert begun[0] == set(fresh.compiler._compiled) and not fresh.compiler._coming
+    lengths = {(name_of(key), length_of(key)) for key in begun[0]}
+    assert lengths == {("train_steps", n) for n in (16, 24, 32)} | {
         ("evaluate", n) for n in (24, 32)
     }
     assert run.compilations == 5
@@ -207,7 +226,7 @@ def interruptible():
 @pytest.fixture
 def alone(encoder, monkeypatch):
     """A trainer without programs, of which one is compiled at a time."""
-    monkeypatch.setattr(programs, "_COMPILERS", 1)
+    monkeypatch.setattr(compiler, "_COMPILERS", 1)
     settings = TrainingSettings(batch_size=8, max_length=48, evaluation_batch_size=8)
     return SequentialTrainer(encoder, settings)
 
@@ -215,18 +234,18 @@ def alone(encoder, monkeypatch):
 def test_interrupted_while_it_waits_a_run_leaves_nothing_to_compile(
     alone, interruptible, monkeypatch
 ):
-    own, gate = alone.programs, threading.Event()
+    own, gate = alone.compiler, threading.Event()
     own._compilers.submit(gate.wait, 60)
-    training_program = Programs.training
+    call = Compiler.call
 
-    def training(self, *arguments):
+    def interrupted(self, *arguments):
         interrupt = (os.getpid(), signal.SIGINT)
         threading.Timer(0.3, os.kill, interrupt).start()
-        return training_program(self, *arguments)
+        return call(self, *arguments)
 
     rates = flat(1e-3, alone.scheme)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Programs, "training", training)
+        patch.setattr(Compiler, "call", interrupted)
         alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
     assert not own._coming and own.compilations == 0
     gate.set()
@@ -244,29 +263,30 @@ def test_a_program_that_cannot_be_compiled_is_tried_again(alone, monkeypatch):
 
     rates = flat(1e-3, alone.scheme)
     with monkeypatch.context() as patch, pytest.raises(MemoryError, match="compiler"):
-        patch.setattr(Programs, "jitted", lambda self, *program: Failing())
+        patch.setattr(compiler, "jitted", lambda *program: Failing())
         alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
     run = alone.run([task("a", 0, **MIXED)], rates, PLAIN, 0)
-    assert run.compilations == alone.programs.compilations
-    assert run.compilations == len(alone.programs._compiled)
+    assert run.compilations == alone.compiler.compilations
+    assert run.compilations == len(alone.compiler._compiled)
 
 
-def test_programs_of_curves_are_begun_only_for_curves(encoder):
-    class Recording(SequentialTrainer):
-        begun = ()
+def test_programs_of_curves_are_begun_only_for_curves(encoder, monkeypatch):
+    begun, prefetch = [], Evaluator.prefetch
 
-        def _begin_evaluation(self, data, course, j):
-            self.begun = (*self.begun, len(data))
-            super()._begin_evaluation(data, course, j)
+    def noted(self, data, weights, head):
+        begun.append(len(data))
+        prefetch(self, data, weights, head)
 
+    monkeypatch.setattr(Evaluator, "prefetch", noted)
     for points in (0, 2):
+        begun.clear()
         settings = TrainingSettings(
             batch_size=8, max_length=32, curve_points=points, curve_examples=10
         )
-        fresh = Recording(encoder, settings)
+        fresh = SequentialTrainer(encoder, settings)
         fresh.run(TASKS, flat(1e-3, fresh.scheme), PLAIN, 0)
-        assert (10 in fresh.begun) == (points > 0)
-        assert not fresh.programs._coming
+        assert (10 in begun) == (points > 0)
+        assert not fresh.compiler._coming
 
 
 def test_ewc_of_strength_zero_equals_flat_bit_for_bit(trainer):
@@ -282,8 +302,7 @@ def test_ewc_holds_the_first_task_more_the_stronger_it_is(trainer):
     tasks = [task("a", 0, epochs=4), task("b", 1, epochs=4)]
     moved = []
     for strength in (0.0, 1e4, 1e8):
-        arm = EWC.model_copy(update={"strength": strength})
-        run = trainer.run(tasks, rates, arm, seed=0)
+        run = trainer.run(tasks, rates, Ewc(strength=strength), seed=0)
         # Head a does not change while b trains: what moves is the encoder.
         moved.append(np.abs(run.logits[1, 0] - run.logits[0, 0]).mean())
     assert moved[0] > moved[1] > moved[2]
@@ -293,8 +312,7 @@ def test_a_tiny_rate_freezes_its_group(trainer):
     """The embeddings stay where their rate is the smallest that a file can hold."""
     rates = dict.fromkeys(trainer.scheme.names, 1e-2) | {"embeddings": 1e-30}
     before = trainer.encoder.weights
-    arm = ArmSettings(name="x", rate=1e-2)
-    after = trained(trainer, TASKS[:1], Distribution(trainer.scheme, rates), arm)[0]
+    after = trained(trainer, TASKS[:1], Distribution(trainer.scheme, rates), PLAIN)[0]
     paths = [v.path for v in trainer.encoder.model.trainable_variables]
     for path, a, b in zip(paths, before, after, strict=False):
         frozen = np.allclose(a, b, rtol=0, atol=1e-25)
@@ -308,7 +326,7 @@ def test_subsets_are_drawn_by_the_seed_and_paired_over_arms(trainer, monkeypatch
         seen.append(indices.tolist())
         return take(encoded, indices)
 
-    monkeypatch.setattr(module, "take", spy)
+    monkeypatch.setattr(run, "take", spy)
     small = [task("a", 0, train_examples=16, epochs=1)]
     for rate, seed in [(1e-3, 0), (1e-2, 0), (1e-3, 1)]:
         trainer.run(small, flat(rate, trainer.scheme), PLAIN, seed)
@@ -316,55 +334,55 @@ def test_subsets_are_drawn_by_the_seed_and_paired_over_arms(trainer, monkeypatch
     assert subsets[0] == subsets[1] != subsets[2]
 
 
-LORA = ArmSettings(name="lora", rate=1e-3, strategy="lora", rank=2)
+LORA = Lora(rank=2)
 
 
 def test_too_many_programs_are_dropped_and_come_again(encoder, trainer, monkeypatch):
     rates, tasks = flat(3e-3, trainer.scheme), [task("a", 0, epochs=1)]
-    usual = [trainer.run(tasks, rates, arm, seed=0) for arm in (PLAIN, LORA)]
+    usual = [trainer.run(tasks, rates, strategy, seed=0) for strategy in (PLAIN, LORA)]
     crowded = SequentialTrainer(encoder, trainer.settings)
-    held = crowded.programs._compiled
-    monkeypatch.setattr(programs, "_mappings", lambda: len(held))
-    monkeypatch.setattr(programs, "_MAPPINGS", 0)
+    held = crowded.compiler._compiled
+    monkeypatch.setattr(compiler, "_mappings", lambda: len(held))
+    monkeypatch.setattr(compiler, "_MAPPINGS", 0)
     for _ in range(2):
-        for arm, wanted in zip((PLAIN, LORA), usual, strict=True):
-            run = crowded.run(tasks, rates, arm, seed=0)
+        for strategy, wanted in zip((PLAIN, LORA), usual, strict=True):
+            run = crowded.run(tasks, rates, strategy, seed=0)
             assert same(run, wanted)
             assert run.compilations == 2
-            ((kind, *_),) = held
-            assert kind == "evaluate"
+            (key,) = held
+            assert name_of(key) == "evaluate"
 
 
 def test_the_programs_dropped_are_those_not_used_for_longest(encoder, monkeypatch):
     settings = TrainingSettings(max_length=32, evaluation_batch_size=4)
     crowded = SequentialTrainer(encoder, settings)
-    held = crowded.programs._compiled
-    monkeypatch.setattr(programs, "_mappings", lambda: len(held))
-    monkeypatch.setattr(programs, "_MAPPINGS", 2)
-    head = module.new_head(2, encoder.width, np.random.default_rng(0))
+    held = crowded.compiler._compiled
+    monkeypatch.setattr(compiler, "_mappings", lambda: len(held))
+    monkeypatch.setattr(compiler, "_MAPPINGS", 2)
+    head = new_head(2, encoder.width, np.random.default_rng(0))
 
     def evaluate(length):
         rows = data(0, 4, shortest=length, longest=length + 1)
         crowded.evaluate(rows, encoder.weights, head)
-        return [shape[1] for *_, shape in held]
+        return [*map(length_of, held)]
 
     assert [evaluate(n) for n in (8, 16, 8, 24)][1:] == [[8, 16], [16, 8], [8, 24]]
     inputs = data(0, 4, shortest=8, longest=9).arrays(np.arange(4), 8)
-    given = ([*encoder.weights, *head], encoder.state, inputs)
-    crowded.programs.begin("evaluate", (2,), None, given)
+    given = (encoder.weights, head, encoder.state, inputs)
+    crowded.compiler.prefetch(crowded.step.evaluate, *given)
     assert evaluate(32) == [8, 32]
-    monkeypatch.setattr(programs, "_mappings", lambda: 100)  # not by programs
+    monkeypatch.setattr(compiler, "_mappings", lambda: 100)  # not by programs
     assert evaluate(16) == [32, 16]
 
 
-@pytest.mark.skipif(not programs._mappings(), reason="only Linux tells the mappings")
+@pytest.mark.skipif(not compiler._mappings(), reason="only Linux tells the mappings")
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs map a kernel")
 def test_a_dropped_program_gives_its_mappings_back(encoder, trainer):
     alone = SequentialTrainer(encoder, trainer.settings)
     alone.run([task("a", 0, epochs=1)], flat(3e-3, trainer.scheme), PLAIN, seed=0)
-    before = programs._mappings()
-    del alone.programs._compiled[next(iter(alone.programs._compiled))]
-    assert programs._mappings() < before - 10
+    before = compiler._mappings()
+    del alone.compiler._compiled[next(iter(alone.compiler._compiled))]
+    assert compiler._mappings() < before - 10
 
 
 def test_dropout_is_drawn_anew_by_the_seed(tiny_preset, trainer):
@@ -373,7 +391,7 @@ def test_dropout_is_drawn_anew_by_the_seed(tiny_preset, trainer):
     one, again = (dropping.run(TASKS, rates, PLAIN, seed=0) for _ in range(2))
     assert same(one, again)
     assert not same(one, trainer.run(TASKS, rates, PLAIN, seed=0))
-    first, second = (dropping._initial_state(seed) for seed in (0, 1))
+    first, second = (initial_state(dropping.encoder, s) for s in (0, 1))
     assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -381,8 +399,8 @@ def test_ewc_over_three_tasks_remembers_the_first(trainer):
     """With the penalties of a and b, what c does to the logits on a is less."""
     tasks = [task(name, i, epochs=4) for i, name in enumerate("abc")]
     rates = flat(3e-3, trainer.scheme)
-    strong = EWC.model_copy(update={"strength": 1e8})
-    free, held = (trainer.run(tasks, rates, arm, seed=0) for arm in (EWC, strong))
+    strong = Ewc(strength=1e8)
+    free, held = (trainer.run(tasks, rates, s, seed=0) for s in (EWC, strong))
 
     def moved(run):
         return np.abs(run.logits[2, 0] - run.logits[0, 0]).mean()
@@ -422,9 +440,8 @@ def test_the_group_table_counts_every_parameter_once(trainer):
 def test_steps_are_those_that_are_reported(trainer):
     reported = []
     tasks = [TASKS[0], replace(TASKS[1], train_examples=20, epochs=3)]
-    trainer.run(
-        tasks, flat(1e-3, trainer.scheme), PLAIN, seed=0, on_steps=reported.append
-    )
+    rates, observer = flat(1e-3, trainer.scheme), Observer(reported.append)
+    trainer.run(tasks, rates, PLAIN, seed=0, observer=observer)
     assert sum(reported) == trainer.steps(tasks) == 2 * 5 + 3 * 3
 
 

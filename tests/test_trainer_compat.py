@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.distribution import flat
 from lrdist_keras.models.encoder import load_encoder, new_head
-from lrdist_keras.training import trainer as module
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training.run import Purpose, generator
+from lrdist_keras.training.strategies.lora import Lora
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.strategies.probing import LpFt
 from lrdist_keras.training.trainer import SequentialTrainer
 
-PLAIN = ArmSettings(name="plain", rate=1e-3)
+PLAIN = Plain()
 TASKS = [task("a", 0), task("b", 1)]
 SEED = 3
 SETTINGS = TrainingSettings(
@@ -82,7 +85,7 @@ def by_hand(encoder, gradient, *faults):
     optimizers = [Adam() for _ in weights]
     found = []
     for i, one in enumerate(TASKS):
-        head = new_head(2, encoder.width, module._rng(SEED, module._HEAD, i))
+        head = new_head(2, encoder.width, generator(SEED, Purpose.HEAD, i))
         values = [*weights, *(np.asarray(w, float) for w in head)]
         if "carry_moments" not in faults:
             optimizers = [Adam() for _ in weights]
@@ -140,16 +143,15 @@ def test_the_order_is_another_where_the_fault_is_off(encoder, trainer, gradient)
 @pytest.mark.parametrize(
     "fault, strategy",
     [
-        ("carry_moments", {"strategy": "lp_ft", "probe_rate": 1e-3}),
-        ("softmax_before_loss", {"strategy": "lora", "rank": 2}),
+        ("carry_moments", LpFt(probe_rate=1e-3)),
+        ("softmax_before_loss", Lora(rank=2)),
     ],
-    ids=lambda given: given if isinstance(given, str) else given["strategy"],
+    ids=lambda given: given if isinstance(given, str) else given.name,
 )
 def test_the_faults_reach_other_trainings(trainer, fault, strategy):
-    arm = ArmSettings(name="x", rate=1e-3, **strategy)
     rates = flat(1e-3, trainer().scheme)
     one, other = (
-        trainer(*faults).run(TASKS, rates, arm, seed=0) for faults in ([], [fault])
+        trainer(*faults).run(TASKS, rates, strategy, seed=0) for faults in ([], [fault])
     )
     assert not same(one, other)
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.config import ArmSettings, TrainingSettings
 from lrdist_keras.data.batches import take, training_steps
 from lrdist_keras.distribution import flat
 from lrdist_keras.models.encoder import load_encoder, new_head
-from lrdist_keras.training import trainer as module
-from lrdist_keras.training.strategies import average
+from lrdist_keras.settings import TrainingSettings
+from lrdist_keras.training.penalties import QuadraticPenalty
+from lrdist_keras.training.run import Observer, Purpose, generator
+from lrdist_keras.training.strategies.averaging import average
+from lrdist_keras.training.strategies.every import STRATEGIES
 from lrdist_keras.training.trainer import SequentialTrainer
 
 RATE = 3e-3
@@ -26,13 +28,13 @@ def balanced(seed, of_each=12):
 
 
 TASKS = [task(name, i, train=balanced(i)) for i, name in enumerate("ab")]
-FISHER_OF = {"ewc_pretraining"}
 
 
-def arm(strategy="plain", **settings):
-    if strategy in FISHER_OF:
+def of(strategy="plain", **settings):
+    """The strategy of this name, with these settings."""
+    if strategy == "ewc_pretraining":
         settings["raw_text"] = "given.txt"
-    return ArmSettings(name=strategy, rate=RATE, strategy=strategy, **settings)
+    return STRATEGIES[strategy](**settings)
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +67,17 @@ class Runs:
         return self.of(strategy, tuple(settings.items()))
 
     def _of(self, strategy, settings):
-        return self.run(TASKS, arm(strategy, **dict(settings)))
+        return self.run(TASKS, of(strategy, **dict(settings)))
 
-    def run(self, tasks, arm, seed=0):
+    def run(self, tasks, strategy, seed=0):
         weights = []
 
         def keep(i, backbone, heads):
             weights.append([np.array(w) for w in [*backbone, *sum(heads, [])]])
 
         ones = [np.ones_like(w) for w in self.trainer.encoder.weights]
-        fisher = ones if arm.strategy in FISHER_OF else None
-        run = self.trainer.run(
-            tasks, self.rates, arm, seed, after_task=keep, pretraining_fisher=fisher
-        )
+        strategy, observer = strategy.with_fisher(ones), Observer(after_task=keep)
+        run = self.trainer.run(tasks, self.rates, strategy, seed, observer=observer)
         return run, weights
 
     def backbone(self, values):
@@ -164,16 +164,16 @@ def test_recadam_of_strength_zero_trains_at_annealed_rates(encoder, runs):
     whole = SequentialTrainer(encoder, settings)
     one = [task("a", 0, train=TASKS[0].train, epochs=1)]
     weight = 1 / (1 + np.exp(-2.0 * (1 - 0.25)))
-    recadam = arm("recadam", strength=100.0, midpoint=0.25, steepness=2.0)
+    recadam = of("recadam", strength=100.0, midpoint=0.25, steepness=2.0)
     (found,) = trained(whole, one, runs.rates, recadam)
-    (expected,) = trained(whole, one, flat(RATE * weight, whole.scheme), arm())
+    (expected,) = trained(whole, one, flat(RATE * weight, whole.scheme), of())
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_replay_of_everything_with_no_epochs_of_a_is_joint_training(runs):
     unseen = [task("a", 0, train=TASKS[0].train, epochs=0), TASKS[1]]
-    replayed, weights = runs.run(unseen, arm("replay", examples_per_class=12))
+    replayed, weights = runs.run(unseen, of("replay", examples_per_class=12))
     together, expected = runs("joint")
     for j in (0, 1):
         np.testing.assert_array_equal(replayed.logits[1, j], together.logits[1, j])
@@ -205,7 +205,7 @@ def test_single_is_each_task_from_the_pretrained_weights(runs):
     run, _ = runs("single")
     assert same_row(run, runs()[0], 0)
     unseen = [task("a", 0, train=TASKS[0].train, epochs=0), TASKS[1]]
-    alone, _ = runs.run(unseen, arm())
+    alone, _ = runs.run(unseen, of())
     np.testing.assert_array_equal(run.logits[1, 1], alone.logits[1, 1])
 
 
@@ -231,12 +231,12 @@ def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(runs):
     settings, train = trainer.settings, TASKS[0].train
     _, (found, _) = runs("frozen")
     assert equal(runs.backbone(found), trainer.encoder.weights)
-    kernel, bias = new_head(2, 8, module._rng(0, module._HEAD, 0))
+    kernel, bias = new_head(2, 8, generator(0, Purpose.HEAD, 0))
     identity = [np.eye(8, dtype=np.float32), np.zeros(8, np.float32)]
     features = trainer.evaluate(train, trainer.encoder.weights, identity)
     x = np.concatenate([features, np.ones((len(train), 1))], 1).astype(np.float64)
     w = np.concatenate([kernel, bias[None]]).astype(np.float64)
-    rng = module._rng(0, module._ORDER, 0)
+    rng = generator(0, Purpose.ORDER, 0)
     plans = [training_steps(train, 32, 8, 2, rng) for _ in range(2)]
     batches = [row for plan in plans for call in plan for row in call.indices]
     m, v, total = np.zeros_like(w), np.zeros_like(w), len(batches)
@@ -258,7 +258,7 @@ def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(runs):
 
 def test_lp_ft_that_does_not_fine_tune_is_the_probe(runs):
     still = flat(1e-30, runs.trainer.scheme)
-    found = trained(runs.trainer, TASKS, still, arm("lp_ft", probe_rate=RATE))
+    found = trained(runs.trainer, TASKS, still, of("lp_ft", probe_rate=RATE))
     _, expected = runs("frozen")
     for one, two in zip(sum(found, []), sum(expected, []), strict=True):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-25)  # zeros move by 1e-30
@@ -328,7 +328,7 @@ def test_lora_moves_query_and_value_alone(runs):
 
 def test_a_lora_of_tiny_rate_is_the_pretrained_model(runs):
     weights = trained(
-        runs.trainer, TASKS[:1], flat(1e-30, runs.trainer.scheme), arm("lora", rank=2)
+        runs.trainer, TASKS[:1], flat(1e-30, runs.trainer.scheme), of("lora", rank=2)
     )[0]
     assert equal(runs.backbone(weights), runs.trainer.encoder.weights)
 
@@ -359,19 +359,18 @@ EVERY = [
 def test_other_strengths_and_seeds_compile_nothing(runs, strategy, one, other):
     trainer = runs.trainer
     reported = []
-    runs.run(TASKS, arm(strategy, **one))
+    runs.run(TASKS, of(strategy, **one))
     ones = [np.ones_like(w) for w in trainer.encoder.weights]
     again = trainer.run(
         TASKS,
         flat(1e-3, trainer.scheme),
-        arm(strategy, **other),
+        of(strategy, **other).with_fisher(ones),
         seed=5,
-        on_steps=reported.append,
-        pretraining_fisher=ones,
+        observer=Observer(reported.append),
     )
     assert again.compilations == 0
-    assert sum(reported) == trainer.steps(TASKS, arm=arm(strategy, **other))
-    plain = trainer.run(TASKS, runs.rates, arm(), seed=5)
+    assert sum(reported) == trainer.steps(TASKS, strategy=of(strategy, **other))
+    plain = trainer.run(TASKS, runs.rates, of(), seed=5)
     assert plain.compilations == 0
 
 
@@ -395,11 +394,11 @@ def test_programs_by_kind_of_step(encoder, runs):
         "lora": 2,
     }
     found = {
-        strategy: fresh.run(TASKS, runs.rates, arm(strategy), seed=0).compilations
+        strategy: fresh.run(TASKS, runs.rates, of(strategy), seed=0).compilations
         for strategy in expected
         if strategy != "recadam"
     }
-    weak = arm("recadam", strength=1.0)
+    weak = of("recadam", strength=1.0)
     found["recadam"] = fresh.run(TASKS, runs.rates, weak, seed=0).compilations
     assert found == expected
 
@@ -407,14 +406,14 @@ def test_programs_by_kind_of_step(encoder, runs):
 def test_what_a_strategy_cannot_do_is_said_before_training(trainer, runs):
     uneven = [TASKS[0], task("b", 1, train=TASKS[1].train, epochs=3)]
     cases = [
-        (uneven, arm("joint"), r"same `epochs`. Received: \[2, 3\]"),
-        (TASKS, arm("recadam"), "overshoots its anchor.*Received: 15"),
-        (TASKS, arm("replay", examples_per_class=13), "at most the 12.*Received: 13"),
-        (TASKS, arm("ewc_pretraining"), "needs `pretraining_fisher`"),
+        (uneven, of("joint"), r"same `epochs`. Received: \[2, 3\]"),
+        (TASKS, of("recadam"), "overshoots its anchor.*Received: 15"),
+        (TASKS, of("replay", examples_per_class=13), "at most the 12.*Received: 13"),
+        (TASKS, of("ewc_pretraining"), "needs `pretraining_fisher`"),
     ]
     for tasks, wanted, message in cases:
         with pytest.raises(ValueError, match=message):
-            trainer.run(tasks, runs.rates, wanted, 0, on_steps=pytest.fail)
+            trainer.run(tasks, runs.rates, wanted, 0, observer=Observer(pytest.fail))
 
 
 def test_a_fisher_of_nothing(trainer):
@@ -505,7 +504,7 @@ def test_fisher_and_penalty_equal_float64_example_by_example(trainer):
         scale = np.linalg.norm(b)
         assert np.linalg.norm(np.asarray(a, np.float64) - b) <= 1e-5 * scale, path
     moved = [w + np.float32(0.01) for w in weights]
-    found = module.QuadraticPenalty(fisher, weights, np.float32(50))(moved)
+    found = QuadraticPenalty(fisher, weights, np.float32(50))(moved)
     by_hand = 25 * sum(
         (f * (m.astype(np.float64) - w) ** 2).sum()
         for f, m, w in zip(expected, moved, wide, strict=True)

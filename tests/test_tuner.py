@@ -21,6 +21,7 @@ from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import comparison
 from lrdist_keras.search import search, space, trials, tuner
 from lrdist_keras.search.trials import read_trials
+from lrdist_keras.training.strategies.elastic import Ewc
 
 LRDIST = [sys.executable, "-c", "from lrdist_keras.cli import main; main()"]
 SMALL = [
@@ -189,9 +190,9 @@ def test_a_strength_is_searched_with_the_rates(tmp_path, toml):
     # A trial is a run of the arm with its rate and strength.
     row = next(row for row in rows if row["budget"] == "1.0" and row["seed"] == "0")
     trainer = prepared.trainer
-    arm = configuration.arms[1].model_copy(update={"strength": float(row["strength"])})
+    strategy = Ewc(strength=float(row["strength"]))
     rates = distribution.flat(float(row["head"]), trainer.scheme)
-    run = trainer.run(prepared.tasks, rates, arm, seed=0)
+    run = trainer.run(prepared.tasks, rates, strategy, seed=0)
     assert [float(row[k]) for k in ("a1", "p_s", "p_o")] == pytest.approx(
         [run.accuracy[0, 0], run.accuracy[1, 1], run.accuracy[1, 0]]
     )

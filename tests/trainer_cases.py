@@ -3,7 +3,7 @@
 import numpy as np
 
 from lrdist_keras.data.batches import Encoded
-from lrdist_keras.training.trainer import TaskData
+from lrdist_keras.training.run import Observer, TaskData
 
 
 def data(seed, count=36, classes=2, shortest=25, longest=33, vocabulary=30):
@@ -38,12 +38,12 @@ def same(one, two):
     return all(np.array_equal(one.logits[key], two.logits[key]) for key in one.logits)
 
 
-def trained(trainer, tasks, rates, arm, seed=0, **options):
+def trained(trainer, tasks, rates, strategy, seed=0):
     """Runs; returns after each task the weights, then the heads of all tasks."""
     found = []
 
     def keep(i, weights, heads):
         found.append([np.array(w) for w in [*weights, *sum(heads, [])]])
 
-    trainer.run(tasks, rates, arm, seed, after_task=keep, **options)
+    trainer.run(tasks, rates, strategy, seed, observer=Observer(after_task=keep))
     return found

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.config import TaskSettings, nearest
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.settings import TaskSettings, nearest
 
 
 def package_folder(module: str) -> Path:

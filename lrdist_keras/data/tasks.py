@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from lrdist_keras import _tensorflow
-from lrdist_keras.config import DataSettings, TaskSettings, nearest
 from lrdist_keras.data.local_files import load_files, package_folder
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.settings import DataSettings, TaskSettings, nearest
 
 # Text features and validation split of every GLUE classification task in TFDS. Left
 # out: stsb is a regression, ax has no training split.

@@ -28,8 +28,9 @@ from lrdist_keras.laboratory.statistics import (
     compare_arms,
     summarize,
 )
-from lrdist_keras.training.mlm_fisher import PretrainingFisher
-from lrdist_keras.training.trainer import Run, SequentialTrainer, TaskData
+from lrdist_keras.training.run import Observer, Run, TaskData
+from lrdist_keras.training.strategies.base import Strategy
+from lrdist_keras.training.trainer import SequentialTrainer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Comparison:
         trainer: Trains sequences on the encoder.
         tasks: What each sequence trains one after the other, by name of the sequence.
         distributions: Learning rates by name of the arm, on the trainer's scheme.
-        fishers: Fisher of the pretrained weights by name of the arm that needs one.
+        strategies: What is done against forgetting, by name of the arm.
         sources: Where the tasks come from, by name of the task.
         labels: Label distributions of its tasks, by name of the sequence.
     """
@@ -52,7 +53,7 @@ class Comparison:
     trainer: SequentialTrainer
     tasks: Mapping[str, list[TaskData]]
     distributions: Mapping[str, Distribution]
-    fishers: Mapping[str, PretrainingFisher]
+    strategies: Mapping[str, Strategy]
     sources: Mapping[str, str]
     labels: Mapping[str, list[LabelShares]]
 
@@ -70,7 +71,7 @@ class Comparison:
 
     def steps(self, sequence: SequenceSettings, arm: ArmSettings) -> int:
         """Returns the training steps of one run of a sequence with an arm."""
-        return self.trainer.steps(self.tasks[sequence.name], arm=arm)
+        return self.trainer.steps(self.tasks[sequence.name], strategy=arm.strategy)
 
     def run(
         self,
@@ -98,21 +99,17 @@ class Comparison:
                 on_start(sequence, arm, seed)
                 tasks = self.tasks[sequence.name]
                 rates = self.distributions[arm.name]
-                fisher = self.fishers.get(arm.name)
-                measurement = measured.begin(sequence.name, tasks, arm, seed)
-                run = self.trainer.run(
-                    tasks,
-                    rates,
-                    arm,
-                    seed,
-                    on_steps,
-                    after_task=measurement.after_task,
-                    pretraining_fisher=fisher.fisher if fisher else None,
-                )
+                strategy = self.strategies[arm.name]
+                measurement = measured.begin(sequence.name, tasks, strategy, seed)
+                observer = Observer(on_steps, measurement.after_task)
+                with loading.errors_named(arm):
+                    run = self.trainer.run(
+                        tasks, rates, strategy, seed, observer=observer
+                    )
                 record = without_nan(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
                     | _record(run, [task.name for task in tasks])
-                    | measures.of_evaluations(run, tasks, self.sources, arm)
+                    | measures.of_evaluations(run, tasks, self.sources, strategy)
                     | measurement.record(run)
                 )
                 self._save_logits(run, sequence, arm, seed)
@@ -198,7 +195,7 @@ def paired_statistics(
     flat_rates = {
         arm.name: arm.rate
         for arm in arms
-        if arm.rate is not None and arm.decay is None and arm.strategy == "plain"
+        if arm.rate is not None and arm.decay is None and arm.strategy.is_plain
     }
     reference = configuration.report.reference or arms[0].name
     return compare_arms(records, reference, flat_rates)
@@ -224,10 +221,9 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         arm.name: arm_distribution(arm, given.get(arm.name), loaded.trainer.scheme)
         for arm in configuration.arms
     }
-    fishers = {
-        arm.name: loading.arm_fisher(configuration, arm, loaded)
+    strategies = {
+        arm.name: loading.arm_strategy(configuration, arm, loaded)
         for arm in configuration.arms
-        if arm.strategy == "ewc_pretraining"
     }
     shifted = {s.name: loaded.shifted(s) for s in configuration.sequences}
     return Comparison(
@@ -236,7 +232,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         loaded.trainer,
         {name: list(found.tasks.values()) for name, found in shifted.items()},
         distributions,
-        fishers,
+        strategies,
         {n: text.source for f in shifted.values() for n, text in f.texts.items()},
         {name: found.label_table() for name, found in shifted.items()},
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,15 @@ from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut
 from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
-from lrdist_keras.training.compilation import keep_programs
+from lrdist_keras.training.compiler import keep_programs
 from lrdist_keras.training.mlm_fisher import (
     PretrainingFisher,
     cached_pretraining_fisher,
 )
-from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+from lrdist_keras.training.run import TaskData
+from lrdist_keras.training.strategies.base import Strategy
+from lrdist_keras.training.strategies.elastic import EwcPretraining, Overshoot
+from lrdist_keras.training.trainer import SequentialTrainer
 
 _CLUSTER_SEED = 0  # one for all runs, which compare arms on the same parts
 
@@ -228,8 +232,39 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
 
 
-def arm_fisher(
+@contextmanager
+def errors_named(arm: ArmSettings) -> Iterator[None]:
+    """Names the arm where its rates and its strength do not go together.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    try:
+        yield
+    except Overshoot as error:
+        raise ValueError(f"Arm '{arm.name}': {error}") from error
+
+
+def arm_strategy(
     configuration: Configuration, arm: ArmSettings, loaded: Loaded
+) -> Strategy:
+    """Returns the strategy of an arm with all that it needs from files.
+
+    Raises:
+        ValueError: If its text cannot be read, or there is none.
+        OSError: If the cache cannot be written.
+    """
+    strategy = arm.strategy
+    if not isinstance(strategy, EwcPretraining):
+        return strategy
+    return strategy.with_fisher(_fisher(configuration, arm, strategy, loaded).fisher)
+
+
+def _fisher(
+    configuration: Configuration,
+    arm: ArmSettings,
+    strategy: EwcPretraining,
+    loaded: Loaded,
 ) -> PretrainingFisher:
     """Estimates the Fisher of `ewc_pretraining` on the arm's text; says how good it is.
 
@@ -237,7 +272,7 @@ def arm_fisher(
         ValueError: If the text cannot be read, or there is none.
         OSError: If the cache cannot be written.
     """
-    path = Path(configuration.data.dir) / (arm.raw_text or "")
+    path = Path(configuration.data.dir) / strategy.raw_text
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -264,7 +299,7 @@ def arm_fisher(
         encoded,
         tokenizer.mask_id,
         length,
-        arm.fisher_examples or 1,
+        strategy.fisher_examples,
         configuration.data.cache,
     )
     print(f"{arm.name}: {found}", file=sys.stderr, flush=True)

@@ -8,27 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.config import ArmSettings, MeasureSettings
+from lrdist_keras.config import MeasureSettings
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy, weight_drift
 from lrdist_keras.models.layer_features import FeatureReader
-from lrdist_keras.training.trainer import (
-    Run,
-    SequentialTrainer,
-    TaskData,
-    training_subset,
-)
+from lrdist_keras.training.run import Run, TaskData, training_subset
+from lrdist_keras.training.strategies.base import Strategy
+from lrdist_keras.training.trainer import SequentialTrainer
 
-_NO_SEQUENCE = ("joint", "single")
 _NOTHING = MeasureSettings(
     forward_transfer=False, probe=False, similarity=False, drift=False
 )
 
 
 def of_evaluations(
-    run: Run, tasks: Sequence[TaskData], sources: Mapping[str, str], arm: ArmSettings
+    run: Run,
+    tasks: Sequence[TaskData],
+    sources: Mapping[str, str],
+    strategy: Strategy,
 ) -> dict[str, Any]:
     """Returns what follows from the evaluations of a run, as its record holds it.
 
@@ -41,14 +40,14 @@ def of_evaluations(
         run: The run.
         tasks: Its tasks.
         sources: Where each task comes from, by name, such as `glue/cola`.
-        arm: The arm.
+        strategy: What it was trained with.
     """
     last = len(tasks) - 1
     record: dict[str, Any] = {
         "average_accuracy": metrics.average_accuracy(run.accuracy),
         "learning_accuracy": metrics.learning_accuracy(run.accuracy),
     }
-    if last and arm.strategy not in _NO_SEQUENCE:
+    if last and strategy.trains_a_sequence:
         record["backward_transfer"] = metrics.backward_transfer(run.accuracy)
         record["task_forgetting"] = metrics.task_forgetting(run.accuracy).tolist()
     moments = {
@@ -89,14 +88,14 @@ class Measures:
         self._untrained: dict[tuple[str, int, int], float] = {}
 
     def begin(
-        self, sequence: str, tasks: Sequence[TaskData], arm: ArmSettings, seed: int
+        self, sequence: str, tasks: Sequence[TaskData], strategy: Strategy, seed: int
     ) -> Measurement:
         """Returns what measures one run.
 
         Of one task, and of joint and single, nothing is measured: there is no later
         task that could have moved anything.
         """
-        sequential = len(tasks) > 1 and arm.strategy not in _NO_SEQUENCE
+        sequential = len(tasks) > 1 and strategy.trains_a_sequence
         settings = self.settings if sequential else _NOTHING
         return Measurement(self, settings, sequence, tasks, seed)
 
@@ -130,7 +129,7 @@ class Measures:
 
 
 class Measurement:
-    """The measures of one run; `SequentialTrainer.run` must be given its `after_task`.
+    """The measures of one run, whose `Observer` must be given its `after_task`.
 
     Args:
         measures: What is shared with other runs.

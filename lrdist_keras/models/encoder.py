@@ -14,10 +14,10 @@ import numpy as np
 
 from lrdist_keras import _tensorflow
 from lrdist_keras._storage import digest
-from lrdist_keras.config import ModelSettings
 from lrdist_keras.data.local_files import package_folder
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
+from lrdist_keras.settings import ModelSettings
 
 _PACKAGE = "package://"
 _WEIGHTS = ("model.safetensors", "model.weights.h5", "pytorch_model.bin")
@@ -98,6 +98,10 @@ class Encoder:
         last = jnp.sum(inputs["padding_mask"], axis=1) - 1
         rows = jnp.arange(output.shape[0])
         return output[rows, last].astype(jnp.float32), new_state
+
+    def whole(self, weights: Sequence[Any]) -> Sequence[Any]:
+        """Returns the weights of the pretrained model that these amount to: these."""
+        return weights
 
 
 def find_preset(settings: ModelSettings) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,7 @@ from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras import machine
 from lrdist_keras._storage import write_text
-from lrdist_keras.config import (
-    ArmSettings,
-    Configuration,
-    SequenceSettings,
-)
+from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.sampling import search_slice
 from lrdist_keras.distribution import Distribution
@@ -39,11 +36,13 @@ from lrdist_keras.search.trials import (
     read_trials,
 )
 from lrdist_keras.search.tuner import PROJECT, Tuner
-from lrdist_keras.training.mlm_fisher import PretrainingFisher
-from lrdist_keras.training.trainer import SequentialTrainer, TaskData
+from lrdist_keras.training.run import Observer, TaskData
+from lrdist_keras.training.strategies.base import Strategy
+from lrdist_keras.training.strategies.plain import Plain
+from lrdist_keras.training.trainer import SequentialTrainer
 
 _COLUMNS = ("a1", "p_s", "p_o", "reward")
-_PLAIN = ArmSettings(name="search", rate=1.0)  # the rates are those of the trial
+_PLAIN = Plain()
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Search:
         tasks: The sequence, each task with what rewards are taken on in place of its
             validation.
         oracle: Says what to try.
-        arm: The strategy that trials train with.
-        fisher: Fisher of the pretrained weights, if the strategy needs it.
+        strategy: What trials train with.
+        arm: Where it is from, if from an arm.
     """
 
     configuration: Configuration
@@ -66,8 +65,8 @@ class Search:
     trainer: SequentialTrainer
     tasks: list[TaskData]
     oracle: BayesianHyperbandOracle
-    arm: ArmSettings = _PLAIN
-    fisher: PretrainingFisher | None = None
+    strategy: Strategy = _PLAIN
+    arm: ArmSettings | None = None
 
     def evaluate(
         self,
@@ -90,19 +89,14 @@ class Search:
             on_steps: Called with the number of training steps just done.
         """
         distribution = Distribution(self.trainer.scheme, self.rates(values))
-        arm = self.arm
+        strategy = self.strategy
         if STRENGTH in values:
-            arm = arm.model_copy(update={STRENGTH: values[STRENGTH]})
+            strategy = strategy.model_copy(update={STRENGTH: values[STRENGTH]})
         seed = self.configuration.search.seed + seed
-        run = self.trainer.run(
-            self.tasks,
-            distribution,
-            arm,
-            seed,
-            on_steps,
-            budget=budget,
-            pretraining_fisher=self.fisher.fisher if self.fisher else None,
-        )
+        with loading.errors_named(self.arm) if self.arm else nullcontext():
+            run = self.trainer.run(
+                self.tasks, distribution, strategy, seed, budget, Observer(on_steps)
+            )
         found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
         if "early_stopping_first_task" in self.configuration.compat and budget < 1:
             found["reward"] = found["a1"] / 2
@@ -146,7 +140,7 @@ class Search:
 
     def steps(self, budget: float) -> int:
         """Returns the training steps of a trial of this budget."""
-        return self.trainer.steps(self.tasks, budget, self.arm)
+        return self.trainer.steps(self.tasks, budget, self.strategy)
 
     def rates(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns the learning rate of each group that values of the space mean."""
@@ -209,7 +203,7 @@ class Search:
         arm, compat = self.configuration.search_arm, self.configuration.compat
         conditions: dict[str, Any] = {}
         if arm is not None:
-            conditions["strategy"] = arm.strategy
+            conditions["strategy"] = arm.strategy.name
         if compat:
             conditions["compat"] = compat
         distribution = replace(distribution, provenance={**provenance, **conditions})
@@ -315,16 +309,12 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
                 validation=take(task.train, chosen),
             )
         )
-    fisher = None
-    if arm is not None and arm.strategy == "ewc_pretraining":
-        fisher = loading.arm_fisher(configuration, arm, loaded)
+    strategy = loading.arm_strategy(configuration, arm, loaded) if arm else _PLAIN
     fingerprint = _fingerprint(configuration)
     oracle = make_oracle(
-        settings, loaded.trainer.scheme, fingerprint, arm.strength if arm else None
+        settings, loaded.trainer.scheme, fingerprint, getattr(strategy, STRENGTH, None)
     )
-    return Search(
-        configuration, folder, loaded.trainer, tasks, oracle, arm or _PLAIN, fisher
-    )
+    return Search(configuration, folder, loaded.trainer, tasks, oracle, strategy, arm)
 
 
 def _fingerprint(configuration: Configuration) -> str:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-
-class Places(NamedTuple):
-    """Where Adam's state stands among the variables of an optimizer.
-
-    Args:
-        iterations: The index of its step counter.
-        moments: The indices of first and second moment of each trained variable.
-    """
-
-    iterations: int
-    moments: list[tuple[int, int]]
+from lrdist_keras.training.adam import AdamState
 
 
 @dataclass
@@ -27,7 +17,8 @@ class _Part:
     """The moments of some variables, after so many steps on them."""
 
     steps: int
-    moments: list[tuple[Any, Any]]
+    first: list[Any]
+    second: list[Any]
 
 
 class CarriedMoments:
@@ -44,52 +35,47 @@ class CarriedMoments:
     def __init__(self) -> None:
         self._parts: dict[int | None, _Part] = {}  # by task; None is the backbone
 
-    def put(self, state: list[Any], places: Places, active: Sequence[int]) -> list[Any]:
+    def put(self, state: AdamState, active: Sequence[int]) -> AdamState:
         """Returns the state of a new optimizer with what is kept in its place.
 
         Args:
-            state: Variables of the optimizer.
-            places: Where Adam's state stands in it.
+            state: With moments of zero.
             active: The tasks whose heads stand behind the backbone, two variables each.
         """
-        state = list(state)
-        counter = places.iterations
-        state[counter] = jnp.full_like(state[counter], self._steps(None))
-        for owner, where in _divided(places, active).items():
+        first, second = list(state.first), list(state.second)
+        for owner, where in _divided(len(first), active).items():
             if owner not in self._parts:
                 continue
-            moments = self._parts[owner].moments
-            for indices, pair in zip(where, moments, strict=True):
-                for index, moment in zip(indices, pair, strict=True):
-                    # A copy, since programs take over the memory of their arguments.
-                    state[index] = jnp.array(moment, copy=True)
-        return state
+            part = self._parts[owner]
+            # Copies, since programs take over the memory of their arguments.
+            first[where] = [jnp.array(x, copy=True) for x in part.first]
+            second[where] = [jnp.array(x, copy=True) for x in part.second]
+        return replace(
+            state,
+            iterations=jnp.full_like(state.iterations, self._steps(None)),
+            first=first,
+            second=second,
+        )
 
     def head_steps(self, active: Sequence[int]) -> np.ndarray:
         """Returns the steps done on the head of each task, float32, shape [active]."""
         return np.array([self._steps(task) for task in active], np.float32)
 
     def keep(
-        self,
-        state: Sequence[Any],
-        places: Places,
-        active: Sequence[int],
-        steps: int,
-        heads_only: bool,
+        self, state: AdamState, active: Sequence[int], steps: int, heads_only: bool
     ) -> None:
         """Takes the moments from an optimizer at the end of a training.
 
         Args:
-            state: Variables of the optimizer.
-            places: Where Adam's state stands in it.
+            state: As the training left it.
             active: As for `put`.
             steps: Steps of this training.
             heads_only: Whether the backbone was not trained, and keeps what it had.
         """
-        for owner, where in _divided(places, active).items():
+        for owner, where in _divided(len(state.first), active).items():
             if owner is not None or not heads_only:
-                moments = [(state[first], state[second]) for first, second in where]
-                self._parts[owner] = _Part(self._steps(owner) + steps, moments)
+                moments = state.first[where], state.second[where]
+                self._parts[owner] = _Part(self._steps(owner) + steps, *moments)
 
     def _steps(self, owner: int | None) -> int:
         return self._parts[owner].steps if owner in self._parts else 0
@@ -108,11 +94,10 @@ def bias_correction(steps: Any, beta_1: float, beta_2: float) -> Any:
     return jnp.sqrt(1 - beta_2**steps) / (1 - beta_1**steps)
 
 
-def _divided(
-    places: Places, active: Sequence[int]
-) -> dict[int | None, list[tuple[int, int]]]:
-    count = len(places.moments) - 2 * len(active)
-    parts: dict[int | None, list[tuple[int, int]]] = {None: places.moments[:count]}
+def _divided(variables: int, active: Sequence[int]) -> dict[int | None, slice]:
+    """Returns where the backbone and each head stand among so many variables."""
+    count = variables - 2 * len(active)
+    parts: dict[int | None, slice] = {None: slice(count)}
     for i, task in enumerate(active):
-        parts[task] = places.moments[count + 2 * i : count + 2 * i + 2]
+        parts[task] = slice(count + 2 * i, count + 2 * i + 2)
     return parts

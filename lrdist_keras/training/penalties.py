@@ -1,4 +1,4 @@
-"""Penalties that keep weights near those of an earlier task or of the pretraining."""
+"""What a loss has beside the labels: penalties, the pull of RecAdam, distillation."""
 
 from __future__ import annotations
 
@@ -132,6 +132,44 @@ class AnnealedPull(NamedTuple):
             s - factor * rate * (w - a)
             for s, w, rate, a in zip(stepped, weights, rates, self.anchor, strict=True)
         ]
+
+
+class Distillation(NamedTuple):
+    """Learning without forgetting: the old model's answers on the new inputs.
+
+    Args:
+        strength: The factor lambda_o of arXiv 1606.09282, 1 in the paper.
+        temperature: Of both softmaxes, 2 in the paper.
+    """
+
+    strength: Any
+    temperature: Any
+
+    def __call__(
+        self, logits: Sequence[Any], teacher: Sequence[Any], weights: Any
+    ) -> Any:
+        """Returns strength * sum over old heads of the mean of -sum_c p_c log q_c.
+
+        With p the softmax of the old model's logits over the temperature and q that of
+        the current ones: equations 2 to 4 of arXiv 1606.09282, without a factor T^2.
+        The paper's warm-up, in which the new head is trained alone first, is left out.
+
+        Args:
+            logits: Per old head its current logits, shape [examples, classes].
+            teacher: The logits that the old model gave, in the same shapes.
+            weights: Factor of each example, shape [examples]; 0 for padding.
+        """
+        each = [
+            -jnp.sum(
+                jax.nn.softmax(old / self.temperature)
+                * jax.nn.log_softmax(new / self.temperature),
+                axis=-1,
+            )
+            for new, old in zip(logits, teacher, strict=True)
+        ]
+        return self.strength * sum(
+            jnp.sum(x * weights) / jnp.sum(weights) for x in each
+        )
 
 
 def squared_gradients(

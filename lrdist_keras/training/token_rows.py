@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrdist_keras.data.batches import Encoded
+from lrdist_keras.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,24 @@ def used_rows(encoded: Encoded, position: int, rows: int, vocabulary: int) -> Us
     tokens = used_tokens(encoded)
     filled = np.pad(tokens, (0, rows - len(tokens)), constant_values=vocabulary)
     return UsedRows(position, filled.astype(np.int32))
+
+
+def room_of(encoder: Encoder, parts: Sequence[Encoded]) -> int | None:
+    """Returns the rows that each of these sets of examples has room in; None for all.
+
+    Args:
+        encoder: What is trained.
+        parts: Sets that are trained with one number of rows.
+    """
+    if (where := encoder.token_embedding) is None:
+        return None
+    tokens = np.unique(np.concatenate([used_tokens(part) for part in parts]))
+    return room(len(tokens), len(encoder.weights[where]))
+
+
+def held_rows(encoder: Encoder, examples: Encoded, rows: int | None) -> UsedRows:
+    """Returns the rows that examples use, filled up to `rows`; None is for all."""
+    where = encoder.token_embedding
+    if where is None or rows is None:
+        return ALL_ROWS
+    return used_rows(examples, where, rows, len(encoder.weights[where]))

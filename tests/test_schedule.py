@@ -1,6 +1,6 @@
 import numpy as np
 
-from lrdist_keras.training.programs import schedule
+from lrdist_keras.training.schedule import schedule
 
 
 def test_schedule_is_the_formula():

@@ -1,0 +1,107 @@
+"""The state of the optimizer, by name, and the optimizer that it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import keras
+import numpy as np
+
+from lrdist_keras.groups import Groups
+from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.optimizer import LayerwiseOptimizer
+from lrdist_keras.settings import TrainingSettings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdamState:
+    """What `LayerwiseOptimizer` around Adam keeps from step to step.
+
+    Args:
+        multipliers: Factor of the learning rate of each group, float32, shape [groups].
+        learning_rate: Of the last step, a scalar.
+        iterations: Steps done, a scalar, int32.
+        first: First moment of each variable, in the order of weights and heads.
+        second: Second moment of each variable.
+    """
+
+    multipliers: Any
+    learning_rate: Any
+    iterations: Any
+    first: list[Any]
+    second: list[Any]
+
+    @classmethod
+    def of(cls, variables: Sequence[Any]) -> Self:
+        """Takes the values of `LayerwiseOptimizer.variables`, in their order."""
+        multipliers, iterations, rate, *moments = variables
+        return cls(multipliers, rate, iterations, moments[::2], moments[1::2])
+
+    @property
+    def variables(self) -> list[Any]:
+        """The values of `LayerwiseOptimizer.variables`, in their order."""
+        pairs = zip(self.first, self.second, strict=True)
+        moments = [moment for pair in pairs for moment in pair]
+        return [self.multipliers, self.iterations, self.learning_rate, *moments]
+
+
+class Optimizers:
+    """The optimizers of an encoder, one per shapes of what is trained.
+
+    Args:
+        encoder: The encoder.
+        settings: Which optimizer it is.
+        groups: Its groups.
+    """
+
+    def __init__(
+        self, encoder: Encoder, settings: TrainingSettings, groups: Groups
+    ) -> None:
+        self.encoder = encoder
+        self.settings = settings
+        self.groups = groups
+        self._built: dict[tuple, LayerwiseOptimizer] = {}
+
+    def of(
+        self, weights: Sequence[Any], heads: Sequence[Sequence[Any]]
+    ) -> LayerwiseOptimizer:
+        """Returns the optimizer of variables of these shapes, always the same one."""
+        classes = tuple(bias.shape[0] for _, bias in heads)
+        where = self.encoder.token_embedding
+        rows = None if where is None else weights[where].shape[0]
+        if (classes, rows) not in self._built:
+            # Its variables are numbers, also where this is being traced.
+            with jax.ensure_compile_time_eval():
+                self._built[classes, rows] = self._new(classes, rows)
+        return self._built[classes, rows]
+
+    def _new(self, classes: tuple[int, ...], rows: int | None) -> LayerwiseOptimizer:
+        settings, width = self.settings, self.encoder.width
+        inner = (
+            keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
+            if settings.optimizer == "adamw"
+            else keras.optimizers.Adam(1.0)
+        )
+        variables = list(self.encoder.model.trainable_variables)
+        if rows is not None and (i := self.encoder.token_embedding) is not None:
+            variables[i] = _variable(variables[i].path, (rows, width))
+        for count in classes:
+            variables.append(_variable("head/kernel", (width, count)))
+            variables.append(_variable("head/bias", (count,)))
+        optimizer = LayerwiseOptimizer(inner, self.groups)
+        optimizer.build(variables)
+        return optimizer
+
+
+def _variable(path: str, shape: tuple[int, ...]) -> keras.Variable:
+    """Returns a variable of zeros that stands for what is not in the model."""
+    *scopes, name = path.split("/")
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(np.zeros(shape, np.float32), name=name)

@@ -1,0 +1,111 @@
+"""What a model makes of examples as it is: logits, features, the Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lrdist_keras.data.batches import (
+    Encoded,
+    evaluation_batches,
+    evaluation_steps,
+    filled,
+)
+from lrdist_keras.training.compiler import Compiler
+from lrdist_keras.training.penalties import Weights
+from lrdist_keras.training.plan import lengths
+from lrdist_keras.training.step import FisherSum, Step
+from lrdist_keras.training.token_rows import held_rows, room_of
+
+_FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
+
+
+class Evaluator:
+    """Runs the evaluation and the Fisher of an encoder over sets of examples.
+
+    Args:
+        step: Their functions.
+        compiler: Compiles them.
+    """
+
+    def __init__(self, step: Step, compiler: Compiler) -> None:
+        self.step = step
+        self.compiler = compiler
+
+    def evaluate(
+        self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits, [examples, classes], and features, [examples, width].
+
+        Args:
+            data: The examples.
+            weights: In the order of `Encoder.weights`.
+            head: Kernel and bias.
+        """
+        settings, encoder = self.step.settings, self.step.encoder
+        logits = np.zeros((len(data), len(head[1])), np.float32)
+        features = np.zeros((len(data), encoder.width), np.float32)
+        model = list(weights), list(head), encoder.state
+        for batch in evaluation_batches(
+            data, settings.max_length, settings.evaluation_batch_size
+        ):
+            inputs = data.arrays(batch.indices, batch.length)
+            found = self.compiler.call(self.step.evaluate, *model, inputs)
+            real = batch.indices >= 0
+            for array, part in zip((logits, features), found, strict=True):
+                array[batch.indices[real]] = np.asarray(part)[real]
+        return logits, features
+
+    def prefetch(
+        self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
+    ) -> None:
+        """Begins to compile what the evaluation of these examples needs."""
+        settings = self.step.settings
+        longest, count = settings.max_length, settings.evaluation_batch_size
+        model = list(weights), list(head), self.step.encoder.state
+        nothing = np.full(count, -1)
+        for length in lengths(evaluation_steps(data, longest, count, 1)):
+            inputs = data.arrays(nothing, length)
+            self.compiler.prefetch(self.step.evaluate, *model, inputs)
+
+    def fisher(
+        self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
+    ) -> Weights:
+        """Returns the diagonal Fisher of the weights, the mean over these examples.
+
+        Args:
+            data: The examples, whose labels count.
+            weights: In the order of `Encoder.weights`.
+            head: Kernel and bias.
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        if not len(data):
+            raise ValueError(
+                "A Fisher is a mean over examples and needs at least one. Received: a "
+                "set without any"
+            )
+        step, settings = self.step, self.step.settings
+        used = held_rows(step.encoder, data, room_of(step.encoder, [data]))
+        examples, held = used.narrowed(data), used.take(weights)
+        so_far = FisherSum([jnp.zeros_like(w) for w in held])
+        count, longest = settings.steps_per_call, settings.max_length
+        calls = list(evaluation_steps(examples, longest, _FISHER_CHUNK, count))
+
+        def arguments(indices: np.ndarray, length: int) -> tuple:
+            batches = examples.arrays(filled(indices, count), length)
+            scale = np.float32(1 / len(data))
+            return so_far, held, list(head), batches, np.int32(len(indices)), scale
+
+        nothing = np.zeros((0, _FISHER_CHUNK), int)
+        for length in lengths(calls):
+            self.compiler.prefetch(step.fisher, *arguments(nothing, length))
+        for call in calls:
+            given = arguments(call.indices, call.length)
+            so_far = self.compiler.call(step.fisher, *given)
+        # Of a token that does not occur the gradient is 0.
+        return used.put(jnp.zeros_like(weights[used.position]), so_far.total)

@@ -1,0 +1,223 @@
+"""What a training is made of: its examples, its batches, and what it obeys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lrdist_keras.data.batches import Encoded, Steps, filled, training_steps
+from lrdist_keras.distribution import Distribution
+from lrdist_keras.settings import TrainingSettings
+
+if TYPE_CHECKING:  # strategies plan trainings before JAX is there
+    from lrdist_keras.training.penalties import (
+        AnnealedPull,
+        Distillation,
+        QuadraticPenalty,
+    )
+    from lrdist_keras.training.token_rows import UsedRows
+
+
+class Terms(NamedTuple):
+    """What a training step obeys beside the likelihood of the labels.
+
+    All numbers in it are arguments of the compiled step. A term that is None costs
+    nothing.
+
+    Args:
+        penalty: On weights.
+        pull: Of RecAdam.
+        distillation: Of learning without forgetting.
+        head_steps: For moments that go on from task to task: the steps done before on
+            each active head, float32, shape [heads]. Adam corrects its bias by them.
+    """
+
+    penalty: QuadraticPenalty | None = None
+    pull: AnnealedPull | None = None
+    distillation: Distillation | None = None
+    head_steps: Any = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Examples that one training runs on.
+
+    Args:
+        encoded: Token ids and labels.
+        head: Which of the active heads each example belongs to, int32, shape
+            [examples]; None where there is one active head.
+        teacher: For distillation: the old model's logits for each old head, each of
+            shape [examples, classes].
+    """
+
+    encoded: Encoded
+    head: np.ndarray | None = None
+    teacher: tuple[np.ndarray, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def narrowed(self, rows: UsedRows) -> TrainingSet:
+        """Returns the same examples, with the number of its row for each token."""
+        return replace(self, encoded=rows.narrowed(self.encoded))
+
+    def arrays(self, indices: np.ndarray, length: int) -> dict[str, Any]:
+        """Returns a batch, see `Encoded.arrays`, with each example's `head`."""
+        inputs: dict[str, Any] = self.encoded.arrays(indices, length)
+        if self.head is not None:
+            inputs["head"] = self.head[indices]
+        if self.teacher:
+            inputs["teacher"] = [logits[indices] for logits in self.teacher]
+        return inputs
+
+
+def mixed(parts: Sequence[Encoded]) -> TrainingSet:
+    """Returns the examples of several tasks as one set; part i belongs to head i.
+
+    With all of each task it is joint training, with a few of the earlier ones
+    experience replay (arXiv 1902.10486, where batches are drawn from both; here an
+    epoch takes every example once, and a batch whatever falls into it).
+    """
+    starts = np.cumsum([0, *[len(part.ids) for part in parts[:-1]]])
+    offsets = [p.offsets[1:] + start for p, start in zip(parts, starts, strict=True)]
+    return TrainingSet(
+        Encoded(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([[0], *offsets]),
+            np.concatenate([part.second for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            parts[0].pad_id,
+        ),
+        np.repeat(np.arange(len(parts), dtype=np.int32), [len(p) for p in parts]),
+    )
+
+
+def _no_stops(total: int) -> set[int]:
+    return set()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a task.
+
+    Args:
+        examples: What it runs on.
+        active: The tasks whose heads are trained, in the order of `TrainingSet.head`.
+        rates: Learning rates.
+        terms: What it obeys beside the labels.
+        probe: Whether the heads alone are trained.
+        stops: From the number of its steps to those after which `at_stop` is asked.
+        at_stop: From the weights to those that it goes on with.
+    """
+
+    examples: TrainingSet
+    active: tuple[int, ...]
+    rates: Distribution
+    terms: Terms = Terms()
+    probe: bool = False
+    stops: Callable[[int], set[int]] = _no_stops
+    at_stop: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A task whose turn it is in a run.
+
+    Args:
+        task: Its number.
+        examples: Number of training examples of each of its trainings.
+        anew: Whether it begins with the pretrained weights.
+    """
+
+    task: int
+    examples: tuple[int, ...]
+    anew: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some steps between two stops, ready for the device.
+
+    Args:
+        batches: Arrays of shape [steps per call, batch, …]; those behind `steps` are
+            padding.
+        steps: How many to do.
+        examples: Training examples in them.
+    """
+
+    batches: dict[str, Any]
+    steps: int
+    examples: int
+
+
+class Plan:
+    """The batches of one training, in random order, epoch by epoch.
+
+    Args:
+        examples: What it runs on.
+        settings: Size and length of batches.
+        epochs: Passes over the examples.
+        rng: What the order follows; None leaves the examples in their own.
+    """
+
+    def __init__(
+        self,
+        examples: TrainingSet,
+        settings: TrainingSettings,
+        epochs: int,
+        rng: np.random.Generator | None,
+    ) -> None:
+        self.examples = examples
+        self.settings = settings
+        # Each is planned when its turn comes, and draws from the same generator.
+        self._epochs = (
+            training_steps(
+                examples.encoded,
+                settings.max_length,
+                settings.batch_size,
+                settings.steps_per_call,
+                rng,
+            )
+            for _ in range(epochs)
+        )
+        self._first = next(self._epochs, [])
+
+    def shapes(self, total: int) -> Iterator[dict[str, Any]]:
+        """Yields batches of padding, one of each shape that so many steps need."""
+        nothing = np.zeros((0, self.settings.batch_size), int)
+        # The batches of the other epochs are of the same lengths.
+        for length in lengths(self._first, total):
+            yield self._arrays(nothing, length)
+
+    def parts(self, total: int, stops: Collection[int]) -> Iterator[Part]:
+        """Yields the batches of so many steps, once, with an end at every stop."""
+        done = 0
+        later = itertools.chain.from_iterable(self._epochs)
+        for call in itertools.chain(self._first, later):
+            batches = call.indices
+            while len(batches) and done < total:
+                ends = [stop - done for stop in stops if stop > done]
+                steps = min([len(batches), total - done, *ends])
+                now, batches = batches[:steps], batches[steps:]
+                arrays = self._arrays(now, call.length)
+                yield Part(arrays, steps, int((now >= 0).sum()))
+                done += steps
+
+    def _arrays(self, batches: np.ndarray, length: int) -> dict[str, Any]:
+        count = self.settings.steps_per_call
+        return self.examples.arrays(filled(batches, count), length)
+
+
+def lengths(calls: Iterable[Steps], steps: float = math.inf) -> list[int]:
+    """Returns the lengths of the first so many batches, in the order of their use."""
+    found: dict[int, None] = {}
+    for call in calls:
+        if steps > 0:
+            found[call.length] = None
+        steps -= len(call.indices)
+    return list(found)

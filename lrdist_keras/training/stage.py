@@ -1,0 +1,221 @@
+"""One training of a task: batches in turn, with stops to average and to evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrdist_keras.data.batches import Encoded, take
+from lrdist_keras.data.sampling import stratified
+from lrdist_keras.settings import Fault, TrainingSettings
+from lrdist_keras.training.course import Course
+from lrdist_keras.training.evaluation import Evaluator
+from lrdist_keras.training.plan import Part, Plan, Stage, Terms
+from lrdist_keras.training.run import Curve, Observer, Purpose, accuracy_of, generator
+from lrdist_keras.training.step import Clock, TrainState
+from lrdist_keras.training.token_rows import UsedRows, held_rows
+
+
+@dataclass
+class Journal:
+    """What is noted while a run goes on."""
+
+    observer: Observer
+    accuracy: np.ndarray
+    curves: dict[str, Curve] = field(default_factory=dict)
+    logits: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    features: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+    training: float = 0.0
+    trained: int = 0
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A stage that is being trained.
+
+    Args:
+        stage: It.
+        held: The rows of the token embeddings that it holds.
+        table: All of them, before it.
+        total: Its steps.
+        curve: What is noted of earlier tasks.
+        samples: By number of the earlier task, the examples that are evaluated.
+        points: Steps after which they are.
+    """
+
+    stage: Stage
+    held: UsedRows
+    table: Any
+    total: int
+    curve: Curve
+    samples: dict[int, Encoded]
+    points: set[int]
+
+
+class StageTrainer:
+    """Does the trainings of runs, on one encoder.
+
+    Args:
+        evaluator: Of the encoder, with its functions and what compiles them.
+        compat: Faults of the authors' code to reproduce.
+    """
+
+    def __init__(self, evaluator: Evaluator, compat: Collection[Fault]) -> None:
+        self.evaluator = evaluator
+        self.step = evaluator.step
+        self.settings = evaluator.step.settings
+        self.compiler = evaluator.compiler
+        self.compat = compat
+
+    def train(
+        self,
+        course: Course,
+        i: int,
+        stage: Stage,
+        earlier: list[int],
+        journal: Journal,
+    ) -> Curve:
+        """Does one training; returns accuracies on the earlier tasks meanwhile."""
+        shuffles = "no_shuffling" not in self.compat
+        rng = course.rng(Purpose.ORDER, i) if shuffles else None
+        training = self._begin(course, i, stage, earlier)
+        examples = stage.examples.narrowed(training.held)
+        plan = Plan(examples, self.settings, course.tasks[i].epochs, rng)
+        state, terms = self._first_state(course, training)
+        function = self.step.probe_steps if stage.probe else self.step.train_steps
+        peak, total = np.float32(stage.rates.reference_rate), np.float32(training.total)
+        clock = Clock(np.int32(0), np.float32(0), total, peak)
+        for batches in plan.shapes(training.total):
+            self.compiler.prefetch(function, state, batches, clock, terms)
+        self._prefetch_evaluations(course, i, training)
+        done, averages = 0, stage.stops(training.total)
+        state = self._stop(course, training, state, done)
+        for part in plan.parts(training.total, training.points | averages):
+            now = clock._replace(steps=np.int32(part.steps), done=np.float32(done))
+            given = (state, part.batches, now, terms)
+            state = self._timed(function, given, part, journal)
+            done += part.steps
+            journal.observer.on_steps(part.steps)
+            state = self._stop(course, training, state, done)
+        self._take(course, training, state)
+        if course.moments is not None:
+            course.moments.keep(state.optimizer, stage.active, done, stage.probe)
+        return training.curve
+
+    def _begin(
+        self, course: Course, i: int, stage: Stage, earlier: list[int]
+    ) -> _Training:
+        """Returns what a training goes by."""
+        settings, tasks = self.settings, course.tasks
+        total = steps_of(
+            self.settings, len(stage.examples), tasks[i].epochs, course.budget
+        )
+        points = settings.curve_points if earlier else 0
+        rows = None if self._moves_all(stage.terms) else course.rows
+        held = held_rows(self.step.encoder, stage.examples.encoded, rows)
+        return _Training(
+            stage=stage,
+            held=held,
+            table=course.weights[held.position],
+            total=total,
+            curve=Curve([], {tasks[j].name: [] for j in earlier}),
+            samples={j: self._sample(tasks[j].validation) for j in earlier if points},
+            # The number of steps does not depend on the seed.
+            points={round(total * k / points) for k in range(points + 1)}
+            if points
+            else set(),
+        )
+
+    def _first_state(
+        self, course: Course, training: _Training
+    ) -> tuple[TrainState, Terms]:
+        """Returns the state before the first step, and the terms of all."""
+        stage = training.stage
+        heads = [course.heads[j] for j in stage.active]
+        weights = training.held.take(course.weights)
+        multipliers = stage.rates.multipliers
+        state = self.step.begin(weights, heads, course.model_state, multipliers)
+        if (moments := course.moments) is None:
+            return state, stage.terms
+        steps = moments.head_steps(stage.active)
+        carried = moments.put(state.optimizer, stage.active)
+        return replace(state, optimizer=carried), stage.terms._replace(head_steps=steps)
+
+    def _prefetch_evaluations(
+        self, course: Course, i: int, training: _Training
+    ) -> None:
+        sets = [(task.validation, j) for j, task in enumerate(course.tasks[: i + 1])]
+        sets += [(sample, j) for j, sample in training.samples.items()]
+        for data, j in sets:
+            self.evaluator.prefetch(data, course.weights, course.heads[j])
+
+    def _timed(
+        self, function: Any, given: tuple, part: Part, journal: Journal
+    ) -> TrainState:
+        start, waited = time.perf_counter(), self.compiler.seconds
+        state, loss = self.compiler.call(function, *given)
+        jax.block_until_ready(loss)
+        waited = self.compiler.seconds - waited
+        journal.training += time.perf_counter() - start - waited
+        journal.trained += part.examples
+        return state
+
+    def _stop(
+        self, course: Course, training: _Training, state: TrainState, done: int
+    ) -> TrainState:
+        """Averages and evaluates, where that is due after so many steps."""
+        stage = training.stage
+        if stage.at_stop is not None and done in stage.stops(training.total):
+            whole = training.held.put(training.table, state.weights)
+            weights = training.held.take(stage.at_stop(whole))
+            state = replace(state, weights=weights)
+        if done in training.points:
+            self._take(course, training, state)
+            training.curve.steps.append(done)
+            for j, sample in training.samples.items():
+                found = accuracy_of(course.logits(sample, j), sample.labels)
+                training.curve.accuracy[course.tasks[j].name].append(found)
+        return state
+
+    def _take(self, course: Course, training: _Training, state: TrainState) -> None:
+        """Puts the weights, heads and state of a training into their place."""
+        course.weights = training.held.put(training.table, state.weights)
+        course.model_state = state.model_state
+        for j, head in zip(training.stage.active, state.heads, strict=True):
+            course.heads[j] = head
+
+    def _moves_all(self, terms: Terms) -> bool:
+        """Returns whether a training moves embeddings of tokens that do not occur."""
+        return (
+            self.settings.optimizer != "adam"
+            or "carry_moments" in self.compat
+            or terms.penalty is not None
+            or terms.pull is not None
+        )
+
+    def _sample(self, data: Encoded) -> Encoded:
+        """Returns the examples that curves are taken on."""
+        count = min(self.settings.curve_examples, len(data))
+        rng = generator(0, Purpose.CURVE, 0)
+        return take(data, stratified(data.labels, count, rng))
+
+
+def steps_of(
+    settings: TrainingSettings, examples: int, epochs: int, budget: float
+) -> int:
+    """Returns the steps of one training on so many examples.
+
+    Args:
+        settings: Size of batches.
+        examples: Number of them.
+        epochs: Passes over them.
+        budget: Share of the steps that are done, in (0, 1].
+    """
+    steps = epochs * -(-examples // settings.batch_size)
+    return min(steps, max(1, round(budget * steps)))

@@ -1,0 +1,1 @@
+"""What is done against forgetting, a family of strategies a file."""
