@@ -12,15 +12,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 
 from lrdist_keras._keras_private import built_variables
-
-if TYPE_CHECKING:
-    from lrdist_keras.optimizer import LayerwiseOptimizer
 
 _FORMAT = 1
 _INNER = "inner."  # begins the names of what the inner optimizer saves
@@ -71,7 +68,7 @@ class Layout:
     shapes: list[list[int]]
 
     @classmethod
-    def of(cls, optimizer: LayerwiseOptimizer) -> Layout:
+    def of(cls, optimizer: Any) -> Layout:
         """Describes the state of an optimizer."""
         inner = optimizer.inner_optimizer
         built = built_variables(optimizer) if optimizer.built else []
@@ -128,7 +125,7 @@ class Layout:
         return None
 
 
-def save_state(optimizer: LayerwiseOptimizer, store: Any) -> None:
+def save_state(optimizer: Any, store: Any) -> None:
     """Writes layout, multipliers and what the inner optimizer saves of itself."""
     multipliers = list(optimizer.multipliers.values()) if optimizer.groups else []
     content = {"format": _FORMAT, **asdict(Layout.of(optimizer))}
@@ -140,7 +137,7 @@ def save_state(optimizer: LayerwiseOptimizer, store: Any) -> None:
         store[_INNER + name] = value
 
 
-def load_state(optimizer: LayerwiseOptimizer, store: Any) -> None:
+def load_state(optimizer: Any, store: Any) -> None:
     """Loads all state, or none of it with a warning that says why."""
     try:
         content = _text(store["layout"])
@@ -162,7 +159,7 @@ def holds_version_0_1(store: Any) -> bool:
     return set(store.keys()) == {"multipliers", "group_names"}
 
 
-def load_version_0_1(optimizer: LayerwiseOptimizer, groups: Any, inner: Any) -> None:
+def load_version_0_1(optimizer: Any, groups: Any, inner: Any) -> None:
     """Loads what version 0.1 saved in two places, or none of it with a warning.
 
     Such files do not name the class of the inner optimizer.
@@ -188,7 +185,7 @@ def load_version_0_1(optimizer: LayerwiseOptimizer, groups: Any, inner: Any) -> 
     optimizer.load_inner(inner)
 
 
-def skip(optimizer: LayerwiseOptimizer, reason: str) -> None:
+def skip(optimizer: Any, reason: str) -> None:
     """Warns that a checkpoint is not loaded into the optimizer, as Keras does."""
     warnings.warn(
         f"Skipping the saved state of optimizer '{optimizer.name}', because {reason} "
