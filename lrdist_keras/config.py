@@ -284,8 +284,8 @@ class Configuration(Section):
         seeds: Seeds of a comparison.
         compat: The faults of the authors' code that are to be reproduced, or `paper`
             for all; they are kept in one order.
-            `softmax_before_loss`: the cross-entropy takes the softmax of the logits for
-            logits, so that the model that is fitted is a softmax of a softmax.
+            `softmax_before_loss`: the softmax is applied twice before the
+            cross-entropy.
             `bytes_literal_texts`: texts are wrapped as `b'…'`.
             `no_shuffling`: every epoch has the examples in the order of the data.
             `carry_moments`: Adam's moments go on from task to task, see

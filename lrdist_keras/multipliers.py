@@ -113,7 +113,7 @@ def multiplier_values(
     """Returns one multiplier per group; groups that are left out have 1.
 
     Args:
-        multipliers: As `as_numbers` gives them.
+        multipliers: What `as_numbers` returned.
         names: The groups in order.
         inner: The inner optimizer, or None.
 

@@ -60,8 +60,8 @@ class ModelSettings(Section):
         sha256: SHA-256 of the folder's weights file, or of each of several by name;
             checked before loading where given.
         dropout: Dropout rate of the backbone.
-        precision: Of the encoder's matrix products: `float32`, `bfloat16`, or `auto`,
-            bfloat16 where the machine has units for it, see README.
+        precision: Precision of the encoder's matrix products: `float32`, `bfloat16`, or
+            `auto`, bfloat16 where the machine has units for it, see README.
             Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.

@@ -60,11 +60,11 @@ class Stack:
         segments: Whether there are embeddings of segments.
         layers: Number of layers.
         heads: Number of attention heads.
-        activation: Of the feed-forward layers.
-        embeddings_epsilon: Of the layer norm of the embeddings.
-        epsilon: Of the layer norms of the layers.
+        activation: Activation of the feed-forward layers.
+        embeddings_epsilon: Epsilon of the embeddings' layer norm.
+        epsilon: Epsilon of the layers' layer norms.
         dropout: Its rate, the same everywhere.
-        dtype: Of the products.
+        dtype: Type that products are computed in.
     """
 
     segments: bool
@@ -82,11 +82,11 @@ class Stack:
         """Returns the vectors of the first tokens, shape [batch, width].
 
         Args:
-            weights: Of the whole model: embeddings of tokens, positions and segments,
+            weights: All of the model: embeddings of tokens, positions and segments,
                 scale and offset of their norm, and those of the layers.
             inputs: `token_ids`, `padding_mask` and `segment_ids` where there are
                 segments, each of shape [batch, length].
-            key: Of `jax.random`, to draw dropout from; None for none.
+            key: Key of `jax.random` for dropout; None turns dropout off.
         """
         ids = inputs["token_ids"]
         (batch, length), width = ids.shape, weights[0].shape[1]

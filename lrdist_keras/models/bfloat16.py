@@ -240,7 +240,7 @@ def product_sizes(a: Any, b: Any, dimension_numbers: Any) -> tuple[int, int, int
     Args:
         a: Left operand, or anything of its shape.
         b: Right operand.
-        dimension_numbers: As `jax.lax.dot_general` takes them.
+        dimension_numbers: Those of `jax.lax.dot_general`.
     """
     (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
     free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)

@@ -34,8 +34,8 @@ class Encoder:
         state: Values of the other variables (seeds of dropout), in host memory.
         last_token: Whether the last token stands for the text (GPT-2), not the first.
         max_length: Positions that the model has, or None where there is no limit.
-        precision: Of its matrix products in training and evaluation, `"float32"` or
-            `"bfloat16"`.
+        precision: Precision of its matrix products in training and evaluation,
+            `"float32"` or `"bfloat16"`.
     """
 
     model: Any

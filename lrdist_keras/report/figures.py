@@ -162,7 +162,7 @@ def save_search_picture(
 
     Args:
         path: The PNG file to write.
-        rows: As `lrdist_keras.search.tuner.Search.rows` gives them, in their order.
+        rows: The rows that `lrdist_keras.search.search.Search.rows` returns.
         trials: The same, as they are combined.
         distribution: Their ranked combination.
         compat: The faults that were on, which the title names.

@@ -24,7 +24,7 @@ class AdamState:
 
     Args:
         multipliers: Factor of the learning rate of each group, float32, shape [groups].
-        learning_rate: Of the last step, a scalar.
+        learning_rate: Learning rate of the last step, a scalar.
         iterations: Steps done, a scalar, int32.
         first: First moment of each variable, in the order of weights and heads.
         second: Second moment of each variable.

@@ -154,7 +154,7 @@ def placement(shape: tuple[int, ...]) -> tuple[Any, Any]:
     devices. Without a distribution it is (None, None), one device.
 
     Args:
-        shape: Of the labels, [(steps per call,) batch].
+        shape: Shape of the labels, [(steps per call,) batch].
 
     Raises:
         ValueError: If Keras is set to another distribution.

@@ -29,14 +29,14 @@ class Course:
         rates: Learning rates of each task.
         seed: What everything random follows from.
         budget: Share of its steps that every task is trained for.
-        evaluator: Of the encoder that is trained.
+        evaluator: The evaluator of the encoder that is trained.
         carries_moments: Whether Adam's moments go on from task to task.
         subsets: Training examples of each task.
-        weights: Of the encoder, as they are now.
+        weights: The encoder's weights as they are now.
         heads: Kernel and bias of each task, as they are now.
         model_state: The encoder's other variables, as they are now.
         moments: What is kept of Adam between trainings, or None.
-        rows: Of the token embeddings, enough for each subset; None for all.
+        rows: Number of embedding rows kept, enough for each subset; None keeps all.
     """
 
     tasks: Sequence[TaskData]

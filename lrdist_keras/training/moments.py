@@ -67,8 +67,8 @@ class CarriedMoments:
         """Takes the moments from an optimizer at the end of a training.
 
         Args:
-            state: As the training left it.
-            active: As for `put`.
+            state: The state that the training ended with.
+            active: Tasks whose heads were trained, see `put`.
             steps: Steps of this training.
             heads_only: Whether the backbone was not trained, and keeps what it had.
         """

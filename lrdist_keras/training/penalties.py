@@ -139,7 +139,7 @@ class Distillation(NamedTuple):
 
     Args:
         strength: The factor lambda_o of arXiv 1606.09282, 1 in the paper.
-        temperature: Of both softmaxes, 2 in the paper.
+        temperature: Temperature of both softmaxes, 2 in the paper.
     """
 
     strength: Any

@@ -31,8 +31,8 @@ class Terms(NamedTuple):
 
     Args:
         penalty: On weights.
-        pull: Of RecAdam.
-        distillation: Of learning without forgetting.
+        pull: RecAdam's pull to the weights before.
+        distillation: The distillation term of learning without forgetting.
         head_steps: For moments that go on from task to task: the steps done before on
             each active head, float32, shape [heads]. Adam corrects its bias by them.
     """

@@ -45,7 +45,7 @@ class _Training:
         table: All of them, before it.
         total: Its steps.
         curve: What is noted of earlier tasks.
-        samples: By number of the earlier task, the examples that are evaluated.
+        samples: The examples to evaluate, by number of the earlier task.
         points: Steps after which they are.
     """
 
@@ -62,7 +62,7 @@ class StageTrainer:
     """Does the trainings of runs, on one encoder.
 
     Args:
-        evaluator: Of the encoder, with its functions and what compiles them.
+        evaluator: The encoder's evaluator, with its functions and their compiler.
         compat: Faults of the authors' code to reproduce.
     """
 

@@ -28,12 +28,12 @@ class TrainState(Donated):
     """What a training step changes.
 
     Args:
-        weights: Of the encoder, in the order of `Encoder.weights`; of its token
-            embeddings maybe some rows only.
+        weights: The encoder's, in the order of `Encoder.weights`; its token embeddings
+            may hold some of their rows only.
         heads: Kernel, shape [width, classes], and bias, shape [classes], of each head
             that is trained.
         model_state: The encoder's other variables, which are seeds of dropout.
-        optimizer: Of the weights, then the heads.
+        optimizer: Adam's state for the weights, then for the heads.
     """
 
     weights: list[Any]
@@ -108,7 +108,7 @@ class Step:
         """Returns the state before the first step, with moments of zero.
 
         Args:
-            weights: Of the encoder. These arrays and the next two are not copied.
+            weights: The encoder's. These arrays and the next two are not copied.
             heads: Kernel and bias of each head that is trained.
             model_state: The encoder's other variables.
             multipliers: Factor of the learning rate by name of the group.
@@ -184,7 +184,7 @@ class Step:
         """Returns logits, shape [batch, classes], and features, [batch, width].
 
         Args:
-            weights: Of the encoder.
+            weights: The encoder's.
             head: Kernel and bias.
             model_state: The encoder's other variables.
             batch: Arrays of `Encoded.arrays`.
@@ -205,7 +205,7 @@ class Step:
 
         Args:
             so_far: The sum before.
-            weights: Of the encoder, what the gradient is taken for.
+            weights: The encoder's, for which the gradient is taken.
             head: Kernel and bias.
             batches: Arrays of shape [batches, examples, …].
             steps: How many of the batches count, int32.
@@ -312,7 +312,7 @@ def negative_log_likelihood(logits: Sequence[Any], batch: dict[str, Any]) -> Any
     """Returns -log p(label) of each example by the head it belongs to, [examples].
 
     Args:
-        logits: Of each active head for all examples, shape [examples, classes].
+        logits: Each active head's logits for all examples, [examples, classes].
         batch: `labels`, and `head` where several are active; otherwise it is the last.
     """
     if "head" not in batch:

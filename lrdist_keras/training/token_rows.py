@@ -24,7 +24,7 @@ class UsedRows:
     else moves a row: decay, a penalty, or moments from before.
 
     Args:
-        position: Of the embeddings among the weights.
+        position: Index of the token embeddings among the weights.
         rows: Ids of tokens, ascending; then, up to a given number, the size of the
             vocabulary. int32, shape [rows]. None for the whole vocabulary, which leaves
             all as it is.

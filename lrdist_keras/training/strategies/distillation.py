@@ -22,7 +22,7 @@ class Lwf(Strategy):
     Args:
         strategy: Its name.
         strength: Lambda_o, 1 in the paper.
-        temperature: Of both softmaxes of the distillation, 2 in the paper.
+        temperature: Temperature of both softmaxes, 2 in the paper.
     """
 
     strategy: Literal["lwf"] = "lwf"
