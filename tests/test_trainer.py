@@ -445,6 +445,18 @@ def test_steps_are_those_that_are_reported(trainer):
     assert sum(reported) == trainer.steps(tasks) == 2 * 5 + 3 * 3
 
 
+def test_each_task_may_have_rates_of_its_own(trainer):
+    first, still = flat(3e-3, trainer.scheme), flat(1e-30, trainer.scheme)
+    one, two = trained(trainer, TASKS, [first, still], PLAIN)
+    (alone,) = trained(trainer, TASKS[:1], first, PLAIN)
+    count = len(trainer.encoder.weights)
+    for a, b, c in zip(one[:count], two[:count], alone[:count], strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-25)
+    with pytest.raises(ValueError, match="one for each of 2 tasks. Received: 1"):
+        trainer.run(TASKS, [first], PLAIN, seed=0)
+
+
 def test_a_distribution_of_another_scheme_is_refused(trainer):
     with pytest.raises(ValueError, match="resample it first"):
         trainer.run(TASKS, kenneweg2022(), PLAIN, seed=0)

@@ -87,16 +87,15 @@ class EwcPretraining(_Penalised):
     needs_pretraining_fisher: ClassVar[bool] = True
     strategy: Literal["ewc_pretraining"] = "ewc_pretraining"
     strength: Strength = 2000.0
-    raw_text: UserPath
+    raw_text: UserPath = ""
     fisher_examples: int = Field(default=1000, ge=1)
     _fisher: Sequence[Any] | None = PrivateAttr(default=None)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_given(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("raw_text") is None:
+    @model_validator(mode="after")
+    def _text_is_given(self) -> Self:
+        if not self.raw_text:
             raise ValueError("the strategy 'ewc_pretraining' needs `raw_text`")
-        return given
+        return self
 
     def with_fisher(self, fisher: Sequence[Any]) -> Self:
         """Returns this strategy with the Fisher of the pretrained weights.
