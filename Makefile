@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint requirements/constraints.txt --editable
 TORCH ?= torch==2.13.0
+BACKENDS ?= tensorflow torch jax
+WORKERS := --numprocesses logical --maxprocesses 8 --dist loadfile
 # For `bench`: prepared TFDS data, and cpu or gpu.
 DATA ?= data
 PLATFORM ?= cpu
@@ -18,20 +20,21 @@ quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 # The optimizer under every backend of Keras; only this needs PyTorch and TensorBoard.
 test-backends: $(VENV)/torch.stamp
-	for backend in tensorflow torch jax; do \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/test_optimizer*.py || exit 1; \
+	for backend in $(BACKENDS); do \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(WORKERS) tests/test_optimizer*.py \
+	    || exit 1; \
 	done
 
 # Core, training and precision on the newest Python, whose JAX, NumPy and Optuna are
 # newer too: `make test-newest PYTHON=python3.13 VENV=.venv-newest`.
 test-newest: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile \
-	  --ignore tests/test_optimizer_kerashub.py tests/test_optimizer*.py tests/test_trainer*.py \
-	  tests/test_b*.py tests/test_distribution.py tests/test_groups.py tests/test_package.py
+	$(BIN)/python -m pytest $(WORKERS) tests/test_optimizer.py tests/test_optimizer_jax.py \
+	  tests/test_step.py tests/test_trainer.py tests/test_bfloat16.py tests/test_bert_stack.py \
+	  tests/test_distribution.py tests/test_groups.py tests/test_package.py
 
 # The wheel in an empty environment: no JAX, no TensorFlow, and it trains.
 test-wheel: $(BIN)/python
