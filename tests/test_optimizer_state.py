@@ -542,6 +542,29 @@ def test_set_weights_moves_the_whole_state():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_set_weights_of_other_groups_changes_nothing():
+    model, other = compiled(), compiled({"a": "a", "bc": ["b", "c"]}, None)
+    for each in (model, other):
+        each.fit(X, Y, verbose=0)
+    before = state(other)
+    with pytest.raises(ValueError, match="each of the 2 groups. Received: shape"):
+        other.optimizer.set_weights(state(model))
+    assert_equal(state(other), before)
+
+
+def test_groups_that_are_not_known_yet_take_none(tmp_path):
+    """SGD without momentum has as many variables before it is built as after."""
+    model = compiled(inner=keras.optimizers.SGD(0.01))
+    model.fit(X, Y, verbose=0)
+    model.save_weights(tmp_path / "m.weights.h5")
+    kind = lambda v: "biases" if "bias" in v.path else "kernels"  # noqa: E731
+    other = compiled(kind, [0.5, 2.0], keras.optimizers.SGD(0.01))
+    with pytest.warns(UserWarning, match="not known before it is built"):
+        other.load_weights(tmp_path / "m.weights.h5")
+    other.fit(X, Y, verbose=0)
+    assert dict(other.optimizer.multipliers) == {"kernels": 0.5, "biases": 2.0}
+
+
 def test_callbacks_of_the_learning_rate(tmp_path):
     model = compiled(inner=keras.optimizers.SGD(0.5))
     model.fit(

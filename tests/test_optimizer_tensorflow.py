@@ -1,10 +1,10 @@
-"""What only TensorFlow has: replicas of the model."""
+"""What only TensorFlow has: replicas of the model, shapes that are known late."""
 
 import subprocess
 import sys
 import textwrap
 
-from optimizer_cases import BACKEND
+from optimizer_cases import ABC, BACKEND, small_data, small_model
 
 # isort: split
 import pytest
@@ -50,3 +50,22 @@ def test_two_replicas(tmp_path):
     script = tmp_path / "mirrored.py"
     script.write_text(textwrap.dedent(MIRRORED))
     subprocess.run([sys.executable, script], check=True)
+
+
+def test_multipliers_by_a_function_whose_shape_is_known_late():
+    """The graph does not know the shape of the vector, and must assign it."""
+    import keras
+    import tensorflow as tf
+
+    from lrdist_keras import LayerwiseOptimizer
+
+    def last_only(step):
+        opened = tf.minimum(tf.cast(step, "int32"), 2)
+        return tf.concat([tf.zeros([opened]), tf.ones([3 - opened])], 0)
+
+    x, y = small_data()
+    model = small_model()
+    optimizer = LayerwiseOptimizer(keras.optimizers.SGD(0.01), ABC, last_only)
+    model.compile(optimizer, "mse")
+    model.fit(x, y, epochs=3, batch_size=16, verbose=0)
+    assert dict(optimizer.multipliers) == {"a": 0.0, "b": 0.0, "c": 1.0}
