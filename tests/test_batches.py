@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from lrdist_keras.config import DataSettings, TaskSettings
-from lrdist_keras.data import batches, tokenizer
+from lrdist_keras.data import batches
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.data.splits import Split
 from lrdist_keras.data.tasks import load_task
-from lrdist_keras.data.tokenizer import encode, load_tokenizer
+from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut_lengths
 
 
 def rows(encoded):
@@ -121,7 +121,7 @@ def test_the_second_start_takes_the_cache(tiny_preset, tmp_path):
 
     again = encode(
         split,
-        tokenizer.Tokenizer(tokenizer.identity, tokenizer.pad_id, refuse),
+        Tokenizer(tokenizer.identity, tokenizer.pad_id, refuse),
         32,
         tmp_path,
     )
@@ -131,9 +131,7 @@ def test_the_second_start_takes_the_cache(tiny_preset, tmp_path):
 
 def test_the_key_has_texts_tokenizer_and_length(tmp_path):
     def tokenizer(identity):
-        return tokenizer.Tokenizer(
-            identity, 0, lambda texts, n: [([1], 1) for _ in texts[0]]
-        )
+        return Tokenizer(identity, 0, lambda texts, n: [([1], 1) for _ in texts[0]])
 
     for texts, identity, length in [
         ((["ab", "c"],), "x", 8),
@@ -151,7 +149,7 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        encode(split_of(["a"]), tokenizer.Tokenizer("x", 0, fail), 8, tmp_path)
+        encode(split_of(["a"]), Tokenizer("x", 0, fail), 8, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,12 +253,12 @@ def test_uncut_lengths_are_those_of_whole_texts(minilm, tiny_preset, tmp_path, h
     split = split_of(texts)
     encoded = encode(split, tokenizer, 16, tmp_path)
     assert encoded.lengths.tolist() == [4, 16, 6, 16, 16]
-    found = tokenizer.uncut_lengths(split, encoded, tokenizer, 16)
+    found = uncut_lengths(split, encoded, tokenizer, 16)
     assert found.tolist() == lengths
     # Both texts of a pair and their three special tokens.
     pairs = split_of(texts, texts[::-1])
     encoded = encode(pairs, tokenizer, 16, tmp_path)
-    found = tokenizer.uncut_lengths(pairs, encoded, tokenizer, 16)
+    found = uncut_lengths(pairs, encoded, tokenizer, 16)
     assert found.tolist() == [
         a + b - 1 for a, b in zip(lengths, lengths[::-1], strict=True)
     ]

@@ -26,8 +26,8 @@ NODE = """
     warnings.simplefilter("ignore")
     sys.path.insert(0, "tests")
     from test_oracle import make, score
-    from lrdist_keras import distributed
-    from lrdist_keras.search import Tuner
+    from lrdist_keras.search import distributed
+    from lrdist_keras.search.tuner import Tuner
 
     role, address, folder = sys.argv[1:4]
     oracle = make(folder, model="joint", max_retries_per_trial=1, lease=2.0)

@@ -517,7 +517,7 @@ KILLS = """
     sys.path.insert(0, "tests")
     import numpy as np
     from test_oracle import make, score, state_of
-    from lrdist_keras.search import Tuner
+    from lrdist_keras.search.tuner import Tuner
     from pathlib import Path
 
     def evaluate(values, budget, seed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
@@ -135,11 +136,17 @@ class Compiler:
 
 def jitted(function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns `jax.jit` of a function with its arguments where `Compiler` has them."""
+
+    # A function of its own, for JAX keeps what it made as long as the function lives.
+    @functools.wraps(function)
+    def own(*arguments: Any) -> Any:
+        return function(*arguments)
+
     # Of a batch the examples are the last axis of its labels.
     shape = next((x["labels"].shape for x in arguments if isinstance(x, dict)), (1,))
     whole, batch = placement(shape)
     return jax.jit(
-        function,
+        own,
         donate_argnums=[i for i, x in enumerate(arguments) if isinstance(x, Donated)],
         in_shardings=tuple(batch if isinstance(x, dict) else whole for x in arguments),
         out_shardings=whole,
