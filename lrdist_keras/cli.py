@@ -116,7 +116,7 @@ def search(
         folder = out or Path("runs") / configuration.name
         from lrdist_keras.report import figures, tables
         from lrdist_keras.search import distributed, search
-        from lrdist_keras.search.oracle import SearchFailed
+        from lrdist_keras.search.durable_oracle import SearchFailed
         from lrdist_keras.search.trials import correlations, read_trials
 
         if chief is None:

@@ -289,7 +289,7 @@ class Configuration(Section):
             `bytes_literal_texts`: texts are wrapped as `b'…'`.
             `no_shuffling`: every epoch has the examples in the order of the data.
             `carry_moments`: Adam's moments go on from task to task, see
-            `lrdist_keras.training.moments`.
+            `lrdist_keras.training.carried_moments`.
             `report_on_tuning_split`: a search is rewarded on the validation examples,
             which reports are of too, and trains on all training examples.
             `random_length_halving`: the length shift is a random halving.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import keras
 
 from lrdist_keras.distribution import PRESETS, Distribution
 from lrdist_keras.groups import Groups, Scheme, normalize, transformer_groups
@@ -11,6 +14,31 @@ _BY_PATTERN = (
     "make a distribution for your groups: `Distribution(PatternScheme(groups), rates)` "
     "with a rate for each, or `llrd(rate, decay, PatternScheme(groups))`."
 )
+
+
+def check_recipe(optimizer: Any, schedule: Any, options: Mapping[str, Any]) -> None:
+    """Checks what an inner optimizer is to be made of.
+
+    Args:
+        optimizer: Its class.
+        schedule: Makes a learning-rate schedule from its peak; None for none.
+        options: Further arguments of the class.
+
+    Raises:
+        ValueError: If one is of the wrong kind, or the options name a learning rate.
+    """
+    if not isinstance(optimizer, type) or "learning_rate" in options:
+        raise ValueError(
+            "`optimizer` must be the class of an optimizer, such as "
+            "`keras.optimizers.AdamW`, whose learning rate the distribution gives. "
+            f"Received: {optimizer!r} with {', '.join(options) or 'no options'}"
+        )
+    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        raise ValueError(
+            "`schedule` must be a function from peak to schedule, such as "
+            "`lambda rate: CosineDecay(rate, 1000)`. Received: "
+            f"{type(schedule).__name__}"
+        )
 
 
 def fitted(

@@ -25,8 +25,14 @@ def multi_optimizer(
         decays: Whether weight decay reaches a variable.
 
     Raises:
-        ValueError: If variables share a path, by which `MultiOptimizer` knows them.
+        ValueError: If variables share a path, by which `MultiOptimizer` knows them, or
+            the global norm is clipped, which it does for each group by itself.
     """
+    if inner.global_clipnorm is not None:
+        raise ValueError(
+            "`MultiOptimizer` clips the global norm of each group by itself; use "
+            "`clipnorm` or stay with `LayerwiseOptimizer`."
+        )
     optimizers, by_path = [], {}
     for multiplier, members in groups:
         with warnings.catch_warnings():

@@ -27,7 +27,7 @@ from lrdist_keras.checkpoint import (
     skip,
 )
 from lrdist_keras.distribution import Distribution
-from lrdist_keras.fitting import fitted
+from lrdist_keras.fitting import check_recipe, fitted
 from lrdist_keras.groups import (
     Groups,
     exact_patterns,
@@ -182,18 +182,7 @@ class LayerwiseOptimizer(OptimizerWrapper):
         ...     weight_decay=0.01,
         ... )
         """
-        if not isinstance(optimizer, type) or "learning_rate" in options:
-            raise ValueError(
-                "`optimizer` must be the class of an optimizer, such as "
-                "`keras.optimizers.AdamW`, whose learning rate the distribution gives. "
-                f"Received: {optimizer!r} with {', '.join(options) or 'no options'}"
-            )
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            raise ValueError(
-                "`schedule` must be a function from peak to schedule, such as "
-                "`lambda rate: CosineDecay(rate, 1000)`. Received: "
-                f"{type(schedule).__name__}"
-            )
+        check_recipe(optimizer, schedule, options)
         distribution, groups = fitted(distribution, model, options.get("groups"))
         rate = distribution.reference_rate
         inner = optimizer(
@@ -346,10 +335,8 @@ class LayerwiseOptimizer(OptimizerWrapper):
             _path(v) for v in variables if variable_key(self, v) not in self._group_of
         ]
         if complete:
-            missing = [
-                v for v in built_variables(self) if variable_key(self, v) not in keys
-            ]
-            changed += [_path(v) for v in missing]
+            ours = built_variables(self)
+            changed += [_path(v) for v in ours if variable_key(self, v) not in keys]
         if changed:
             raise ValueError(
                 "The variables are not those that the optimizer was built for; when "
@@ -363,24 +350,13 @@ class LayerwiseOptimizer(OptimizerWrapper):
         Raises:
             ValueError: If the optimizer is not built or the number of weights differs.
         """
-        if not self.built:
-            raise ValueError(
-                "You are calling `set_weights` on an optimizer that is not built; call "
-                "`optimizer.build(model.trainable_variables)` first."
-            )
-        if len(weights) != len(self.variables):
-            raise ValueError(
-                "`set_weights` needs one array for each of the "
-                f"{len(self.variables)} `optimizer.variables`, such as those of an "
-                f"optimizer of the same kind. Received: {len(weights)} arrays"
-            )
-        if np.shape(weights[0]) != (len(self.groups),):
+        fits = self.built and len(weights) == len(self.variables)
+        if fits and np.shape(weights[0]) != (len(self.groups),):
             raise ValueError(
                 f"The first array of `set_weights` is one multiplier for each of the "
                 f"{len(self.groups)} groups. Received: shape {np.shape(weights[0])}"
             )
-        for variable, weight in zip(self.variables, weights, strict=True):
-            variable.assign(weight)
+        super().set_weights(weights)
 
     def save_own_variables(self, store: Any) -> None:
         """Saves nothing here: `group_state` holds all state, in a place of its own.
@@ -484,12 +460,6 @@ class LayerwiseOptimizer(OptimizerWrapper):
                 its rates cannot follow a function of the step per group.
         """
         self._require_built("to_multi_optimizer")
-        inner = self.inner_optimizer
-        if inner.global_clipnorm is not None:
-            raise ValueError(
-                "`MultiOptimizer` clips the global norm of each group by itself; use "
-                "`clipnorm` or stay with `LayerwiseOptimizer`."
-            )
         if self._schedule is not None:
             raise ValueError(
                 "`MultiOptimizer` has no multipliers that follow a function of the "
@@ -497,7 +467,7 @@ class LayerwiseOptimizer(OptimizerWrapper):
             )
         groups = zip(self.multipliers.values(), self._members(), strict=True)
         return multi_optimizer(
-            inner, self._updates.rate, list(groups), self._updates.decays
+            self.inner_optimizer, self._updates.rate, [*groups], self._updates.decays
         )
 
     def _members(self) -> list[list[Any]]:

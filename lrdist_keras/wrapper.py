@@ -101,3 +101,23 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             # Weights and averages share buffers now, which JAX's next `fit` refuses.
             for variable in var_list:
                 variable.assign(ops.copy(ops.convert_to_tensor(variable)))
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Assigns all variables, those of the inner optimizer included.
+
+        Raises:
+            ValueError: If the optimizer is not built or the number of weights differs.
+        """
+        if not self.built:
+            raise ValueError(
+                "You are calling `set_weights` on an optimizer that is not built; call "
+                "`optimizer.build(model.trainable_variables)` first."
+            )
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                "`set_weights` needs one array for each of the "
+                f"{len(self.variables)} `optimizer.variables`, such as those of an "
+                f"optimizer of the same kind. Received: {len(weights)} arrays"
+            )
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)

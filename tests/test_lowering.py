@@ -116,7 +116,7 @@ def test_the_programs_of_every_strategy(
     ones = [np.ones_like(w) for w in encoder.weights]
     for name in names:
         given = {"raw_text": "given"} if name == "ewc_pretraining" else {}
-        strategy = STRATEGIES[name](**given).with_fisher(ones)
+        strategy = STRATEGIES[name](**given).prepared(lambda *_: ones)
         trainer.run(tasks, rates, strategy, 0, budget=0.2)
     of_model = {kind for kind, step in lowering.lowered if step is trainer.step}
     with_adapters = {kind for kind, step in lowering.lowered if step != trainer.step}

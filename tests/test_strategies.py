@@ -72,8 +72,8 @@ def test_every_strategy_is_found_by_its_name():
 
 def test_a_strategy_carries_its_fisher_and_stays_equal_in_files():
     strategy = STRATEGIES["ewc_pretraining"](raw_text="text")
-    carrying = strategy.with_fisher([np.ones(2)])
+    carrying = strategy.prepared(lambda *_: [np.ones(2)])
     assert carrying is not strategy and carrying.model_dump() == strategy.model_dump()
     stronger = carrying.model_copy(update={"strength": 3.0})
     assert stronger._fisher is carrying._fisher and strategy._fisher is None
-    assert STRATEGIES["plain"]().with_fisher([]) == STRATEGIES["plain"]()
+    assert STRATEGIES["plain"]().prepared(lambda *_: []) == STRATEGIES["plain"]()

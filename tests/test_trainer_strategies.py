@@ -76,7 +76,10 @@ class Runs:
             weights.append([np.array(w) for w in [*backbone, *sum(heads, [])]])
 
         ones = [np.ones_like(w) for w in self.trainer.encoder.weights]
-        strategy, observer = strategy.with_fisher(ones), Observer(after_task=keep)
+        strategy, observer = (
+            strategy.prepared(lambda *_: ones),
+            Observer(after_task=keep),
+        )
         run = self.trainer.run(tasks, self.rates, strategy, seed, observer=observer)
         return run, weights
 
@@ -364,7 +367,7 @@ def test_other_strengths_and_seeds_compile_nothing(runs, strategy, one, other):
     again = trainer.run(
         TASKS,
         flat(1e-3, trainer.scheme),
-        of(strategy, **other).with_fisher(ones),
+        of(strategy, **other).prepared(lambda *_: ones),
         seed=5,
         observer=Observer(reported.append),
     )

@@ -34,9 +34,10 @@ from lrdist_keras.training.mlm_fisher import (
     PretrainingFisher,
     cached_pretraining_fisher,
 )
+from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.run import TaskData
 from lrdist_keras.training.strategies.base import Strategy
-from lrdist_keras.training.strategies.elastic import EwcPretraining, Overshoot
+from lrdist_keras.training.strategies.elastic import Overshoot
 from lrdist_keras.training.trainer import SequentialTrainer
 
 _CLUSTER_SEED = 0  # one for all runs, which compare arms on the same parts
@@ -254,25 +255,29 @@ def arm_strategy(
         ValueError: If its text cannot be read, or there is none.
         OSError: If the cache cannot be written.
     """
-    strategy = arm.strategy
-    if not isinstance(strategy, EwcPretraining):
-        return strategy
-    return strategy.with_fisher(_fisher(configuration, arm, strategy, loaded).fisher)
+
+    def text_fisher(file: str, examples: int) -> Weights:
+        found = _text_fisher(configuration, arm, loaded, file, examples)
+        print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
+        return found.fisher
+
+    return arm.strategy.prepared(text_fisher)
 
 
-def _fisher(
+def _text_fisher(
     configuration: Configuration,
     arm: ArmSettings,
-    strategy: EwcPretraining,
     loaded: Loaded,
+    file: str,
+    examples: int,
 ) -> PretrainingFisher:
-    """Estimates the Fisher of `ewc_pretraining` on the arm's text; says how good it is.
+    """Estimates the Fisher of masked language modelling on a text file.
 
     Raises:
         ValueError: If the text cannot be read, or there is none.
         OSError: If the cache cannot be written.
     """
-    path = Path(configuration.data.dir) / strategy.raw_text
+    path = Path(configuration.data.dir) / file
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -294,16 +299,14 @@ def _fisher(
         configuration.data.cache,
         path.name,
     )
-    found = cached_pretraining_fisher(
+    return cached_pretraining_fisher(
         loaded.trainer.encoder,
         encoded,
         tokenizer.mask_id,
         length,
-        strategy.fisher_examples,
+        examples,
         configuration.data.cache,
     )
-    print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
-    return found
 
 
 def _seen(split: Split, configuration: Configuration) -> Split:

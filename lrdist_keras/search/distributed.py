@@ -20,7 +20,8 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
-from lrdist_keras.search.oracle import BayesianHyperbandOracle, SearchFailed
+from lrdist_keras.search.durable_oracle import SearchFailed
+from lrdist_keras.search.oracle import BayesianHyperbandOracle
 
 _LARGEST_MESSAGE = 1 << 20  # bytes; a trial of a hundred hyperparameters is 20 kB
 _POLL = 0.5  # seconds

@@ -12,8 +12,8 @@ import numpy as np
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.distribution import Distribution
 from lrdist_keras.models.encoder import new_head
+from lrdist_keras.training.carried_moments import CarriedMoments
 from lrdist_keras.training.evaluation import Evaluator
-from lrdist_keras.training.moments import CarriedMoments
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import Stage, TrainingSet
 from lrdist_keras.training.run import Purpose, TaskData, generator, training_subset

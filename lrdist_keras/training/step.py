@@ -15,8 +15,8 @@ from lrdist_keras.models.bfloat16 import in_precision
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.settings import Fault, TrainingSettings
 from lrdist_keras.training.adam import AdamState, Optimizers
+from lrdist_keras.training.carried_moments import bias_correction
 from lrdist_keras.training.compiler import Donated
-from lrdist_keras.training.moments import bias_correction
 from lrdist_keras.training.penalties import squared_gradients
 from lrdist_keras.training.plan import Terms
 from lrdist_keras.training.schedule import schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a configuration is read before JAX is there
     from lrdist_keras.training.course import Course
     from lrdist_keras.training.run import TaskData
 
+TextFisher = Callable[[str, int], Sequence[Any]]
 # The factor of a penalty; above the limit float32 would overflow in training.
 Strength = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 
@@ -30,7 +31,6 @@ class Strategy(Section):
 
     trains_a_sequence: ClassVar[bool] = True  # one task after the other, on one model
     is_plain: ClassVar[bool] = False  # whether nothing is done
-    needs_pretraining_fisher: ClassVar[bool] = False
     adapts_the_encoder: ClassVar[bool] = False  # whether it has its own `encoder`
     # The most that a learning rate times `strength` may be.
     largest_rate_times_strength: ClassVar[float] = float("inf")
@@ -67,6 +67,12 @@ class Strategy(Section):
         """Returns the encoder that is trained."""
         return pretrained
 
-    def with_fisher(self, fisher: Sequence[Any]) -> Self:
-        """Returns this strategy with the Fisher of the pretrained weights."""
+    def prepared(self, text_fisher: TextFisher) -> Self:
+        """Returns this strategy with what it needs from files.
+
+        Args:
+            text_fisher: Estimates the diagonal Fisher of masked language modelling, one
+                array per weight, from the name of a text file and a number of pieces
+                of it. It may take minutes.
+        """
         return self

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from lrdist_keras.settings import Share, UserPath
 from lrdist_keras.training.plan import Stage, Terms
-from lrdist_keras.training.strategies.base import Strategy, Strength
+from lrdist_keras.training.strategies.base import Strategy, Strength, TextFisher
 
 if TYPE_CHECKING:
     from lrdist_keras.training.course import Course
@@ -84,7 +84,6 @@ class EwcPretraining(_Penalised):
         fisher_examples: Pieces of text that the Fisher is of.
     """
 
-    needs_pretraining_fisher: ClassVar[bool] = True
     strategy: Literal["ewc_pretraining"] = "ewc_pretraining"
     strength: Strength = 2000.0
     raw_text: UserPath = ""
@@ -97,21 +96,17 @@ class EwcPretraining(_Penalised):
             raise ValueError("the strategy 'ewc_pretraining' needs `raw_text`")
         return self
 
-    def with_fisher(self, fisher: Sequence[Any]) -> Self:
-        """Returns this strategy with the Fisher of the pretrained weights.
-
-        Args:
-            fisher: One array per weight, see `lrdist_keras.training.mlm_fisher`.
-        """
+    def prepared(self, text_fisher: TextFisher) -> Self:
+        """Returns this strategy with the Fisher of the pretrained weights."""
         new = self.model_copy()
-        new._fisher = fisher
+        new._fisher = text_fisher(self.raw_text, self.fisher_examples)
         return new
 
     def check(self, course: Course) -> None:
         """Refuses to train without a Fisher.
 
         Raises:
-            ValueError: If `with_fisher` has not been asked.
+            ValueError: If the strategy was not `prepared`.
         """
         if self._fisher is None:
             raise ValueError(

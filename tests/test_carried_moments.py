@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lrdist_keras.training.adam import AdamState
-from lrdist_keras.training.moments import CarriedMoments, bias_correction
+from lrdist_keras.training.carried_moments import CarriedMoments, bias_correction
 
 
 def state(counter, moments):
