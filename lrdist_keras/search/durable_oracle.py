@@ -52,9 +52,7 @@ class DurableHyperbandOracle(HyperbandOracle):
         ValueError: If `lease` is not above 0.
     """
 
-    def __init__(
-        self, *, seed: int | None = None, lease: float = 60.0, **options: Any
-    ) -> None:
+    def __init__(self, *, seed: int | None, lease: float, **options: Any) -> None:
         if not lease > 0:
             raise ValueError(f"`lease` must be above 0 seconds. Received: {lease}")
         super().__init__(seed=seed, **options)

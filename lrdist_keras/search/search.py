@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -34,6 +32,7 @@ from lrdist_keras.search.trials import (
     correlations,
     ranked_combination,
     read_trials,
+    write_trials,
 )
 from lrdist_keras.search.tuner import PROJECT, Tuner
 from lrdist_keras.training.run import Observer, TaskData
@@ -184,13 +183,7 @@ class Search:
         rows = self.rows()
         if not rows:
             return None
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        scheme = json.dumps(self.trainer.scheme.to_json()) + "\n"
-        write_text(self.folder / "scheme.json", scheme)
-        write_text(self.folder / "trials.csv", text.getvalue())
+        write_trials(self.folder, self.trainer.scheme, rows)
         distribution = ranked_combination(read_trials(self.folder))
         sequence = search_sequence(self.configuration).name
         provenance = {

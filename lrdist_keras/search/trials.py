@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lrdist_keras._storage import write_text
 from lrdist_keras.distribution import (
     PAPER_SCHEME,
     Distribution,
@@ -22,7 +24,9 @@ from lrdist_keras.distribution import (
 from lrdist_keras.groups import PatternScheme, Scheme
 
 PAPER_BASE = 1.8
+STRENGTH = "strength"  # that of the strategy, where it is searched
 _FEWEST_RANKED = 5
+_FEWEST = 3  # settings to correlate
 OF_TRIALS = (
     "a1", "p_s", "p_o", "reward", "strength", "budget", "seed", "seconds", "sampler",
 )  # fmt: skip
@@ -88,6 +92,24 @@ class Trials:
                 break
             chosen += sorted((x for x in rows if x[1] == b), key=lambda x: -x[2])
         return np.array([x[0][:-1] for x in chosen]), np.array([x[2] for x in chosen])
+
+
+def write_trials(
+    folder: Path, scheme: Scheme | PatternScheme, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes `trials.csv`, and the scheme of its groups as `scheme.json` beside it.
+
+    Args:
+        folder: Where to.
+        scheme: The groups.
+        rows: At least one trial, each with the same columns, see `read_trials`.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "scheme.json", json.dumps(scheme.to_json()) + "\n")
+    write_text(folder / "trials.csv", text.getvalue())
 
 
 def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> Trials:
@@ -181,9 +203,6 @@ def _accuracy(value: float, what: str) -> float:
     return value
 
 
-_FEWEST = 3  # settings to correlate
-
-
 def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns rank correlations that say whether rungs and reward mean anything.
 
@@ -233,6 +252,3 @@ def _spearman(a: list[float], b: list[float]) -> float | None:
     if len(a) < _FEWEST or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return float(spearmanr(a, b).statistic)
-
-
-STRENGTH = "strength"  # that of the strategy, where it is searched
