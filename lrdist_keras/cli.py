@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lrdist_keras.errors import InputError, SearchFailed
 from lrdist_keras.machine import take_large_pages
 from lrdist_keras.report.progress import run_comparison, run_search
 
@@ -32,7 +34,16 @@ def main() -> None:
     # Training runs on JAX; Keras reads its choice when it is first imported.
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    app()
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+        print(
+            "lrdist: this is a fault of lrdist_keras, not of your input. Please report "
+            "it with the traceback above, the command and the configuration.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 @app.command()
@@ -65,7 +76,7 @@ def compare(
     for table in tables.group_tables(groups, prepared.distributions):
         console.print(table)
     console.print(tables.labels_table(prepared.labels))
-    with _input_errors((OSError,)):
+    with _input_errors():
         records = run_comparison(prepared, pending)
         summaries = statistics.summarize(records)
         prepared.save_results(records)
@@ -116,20 +127,19 @@ def search(
         folder = out or Path("runs") / configuration.name
         from lrdist_keras.report import figures, tables
         from lrdist_keras.search import distributed, search
-        from lrdist_keras.search.durable_oracle import SearchFailed
         from lrdist_keras.search.trials import correlations, read_trials
 
         if chief is None:
             chief, worker = distributed.from_environment()
         if worker and chief is None:
-            raise ValueError("--worker needs the chief's address: --chief HOST:PORT.")
+            raise InputError("--worker needs the chief's address: --chief HOST:PORT.")
         if chief is not None:
             distributed.parse_address(chief)
         if worker and chief is not None:
             distributed.become_worker(chief)
             folder = folder / "worker"
         prepared = search.prepare(configuration, folder)
-    with _input_errors((OSError, SearchFailed)):
+    with _input_errors():
         if worker:
             run_search(prepared)
             return
@@ -147,7 +157,7 @@ def search(
         distribution = prepared.save_results()
         rows = prepared.rows()
         if distribution is None:
-            raise OSError(f"No trial of the search in '{folder}' was finished.")
+            raise SearchFailed(f"No trial of the search in '{folder}' was finished.")
         trials = read_trials(folder)
         figures.save_search_picture(
             folder / "search.png", rows, trials, distribution, configuration.compat
@@ -192,7 +202,7 @@ def groups(
             )
         except ValidationError as error:
             problem = error.errors()[0]
-            raise ValueError(
+            raise InputError(
                 f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}. "
                 f"Received: {problem['input']!r}"
             ) from None
@@ -225,7 +235,7 @@ def show(
 
             records = read_runs(what)
             if not records:
-                raise ValueError(f"The folder '{what}' holds no finished runs.")
+                raise InputError(f"The folder '{what}' holds no finished runs.")
             console = _console()
             console.print(tables.results_table(summarize(records), what))
             for table in comparison_tables.measures_tables(records):
@@ -297,7 +307,7 @@ def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:
     for wanted in leave_out:
         found = [p for p in trials if wanted in (str(p), p.name, p.stem)]
         if len(found) != 1:
-            raise ValueError(
+            raise InputError(
                 "--leave-out must name one of the trials files by its path or name. "
                 f"Received: '{wanted}', which names {len(found)} of "
                 f"{[str(p) for p in trials]}"
@@ -342,14 +352,15 @@ def _print_compat(compat: Sequence[str]) -> None:
 
 
 @contextmanager
-def _input_errors(
-    kinds: tuple[type[Exception], ...] = (ValueError, OSError, ImportError),
-) -> Iterator[None]:
-    """Turns errors of these kinds into one line on stderr and exit code 2."""
+def _input_errors() -> Iterator[None]:
+    """Turns what the user can mend into one line on stderr and exit code 2."""
     try:
         yield
-    except kinds as error:
-        print("lrdist: error:", " ".join(str(error).split()), file=sys.stderr)
+    except (InputError, SearchFailed, OSError) as error:
+        text = str(error)
+        if not isinstance(error, SearchFailed):  # which holds a traceback
+            text = " ".join(text.split())
+        print("lrdist: error:", text, file=sys.stderr)
         raise typer.Exit(2) from None
 
 

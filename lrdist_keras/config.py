@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.settings import (
     FAULTS,
     DataSettings,
@@ -67,7 +68,7 @@ def _of_one_strategy(given: Any) -> Any:
     for key in sorted(given.keys() - STRATEGIES[name].model_fields.keys()):
         homes = _homes(key)
         _check_value(STRATEGIES[homes[0]], key, given[key])
-        raise ValueError(
+        raise InputError(
             f"`{key}` goes with the strategies {', '.join(homes)}, not with '{name}'"
         )
     return given
@@ -135,11 +136,11 @@ class ArmSettings(Section):
     @model_validator(mode="after")
     def _one_source_of_rates(self) -> Self:
         if (self.rate is None) == (self.distribution is None):
-            raise ValueError("an arm has either `rate` or `distribution`")
+            raise InputError("an arm has either `rate` or `distribution`")
         if self.decay is not None and self.rate is None:
-            raise ValueError("`decay` goes with `rate`")
+            raise InputError("`decay` goes with `rate`")
         if self.distribution is None and (self.resample or self.rescale):
-            raise ValueError("`resample` and `rescale` go with `distribution`")
+            raise InputError("`resample` and `rescale` go with `distribution`")
         return self
 
 
@@ -219,9 +220,9 @@ class SearchSettings(Section):
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
         if self.low >= self.high:
-            raise ValueError("`low` must be below `high`")
+            raise InputError("`low` must be below `high`")
         if self.strength is not None and self.strength[0] >= self.strength[1]:
-            raise ValueError(
+            raise InputError(
                 "the first of the two numbers of `strength` must be below the second. "
                 f"Received: {list(self.strength)}"
             )
@@ -230,13 +231,13 @@ class SearchSettings(Section):
     @model_validator(mode="after")
     def _strength_is_of_an_arm(self) -> Self:
         if self.strength is not None and self.arm is None:
-            raise ValueError("`strength` goes with `arm`, whose strategy it is of")
+            raise InputError("`strength` goes with `arm`, whose strategy it is of")
         return self
 
     @model_validator(mode="after")
     def _budget_holds_the_repeats(self) -> Self:
         if self.budget <= self.repeats:
-            raise ValueError(
+            raise InputError(
                 "`budget` must be above `repeats`, which are full runs that it pays "
                 f"for. Received: budget = {self.budget:g}, repeats = {self.repeats}"
             )
@@ -325,7 +326,7 @@ class Configuration(Section):
         if compat == "paper":
             return list(FAULTS)
         if isinstance(compat, str):
-            raise ValueError(f"must be 'paper', or a list of some of {list(FAULTS)}")
+            raise InputError(f"must be 'paper', or a list of some of {list(FAULTS)}")
         return compat
 
     @field_validator("compat")
@@ -350,14 +351,14 @@ class Configuration(Section):
         for sequence in self.sequences:
             for name in sequence.tasks:
                 if name not in names:
-                    raise ValueError(
+                    raise InputError(
                         f"the sequence '{sequence.name}' has the task '{name}', which "
                         f"[[tasks]] does not define{nearest(name, names)}"
                     )
             unique(sequence.tasks, "task of a sequence")
         known = [sequence.name for sequence in self.sequences]
         if (wanted := self.search.sequence) is not None and wanted not in known:
-            raise ValueError(
+            raise InputError(
                 f"search.sequence is '{wanted}', which is none of the sequences"
                 f"{nearest(wanted, known)}"
             )
@@ -370,12 +371,12 @@ class Configuration(Section):
             return self
         known = [arm.name for arm in self.arms]
         if reference not in known:
-            raise ValueError(
+            raise InputError(
                 f"report.reference is '{reference}', which is none of the arms"
                 f"{nearest(reference, known)}"
             )
         if len(self.seeds) < 2:
-            raise ValueError(
+            raise InputError(
                 "report.reference asks for differences paired by seed, which need at "
                 "least 2 seeds; add some to `seeds`, or leave report.reference out. "
                 f"Received: seeds = {self.seeds}"
@@ -387,7 +388,7 @@ class Configuration(Section):
         search = self.search
         known = [arm.name for arm in self.arms]
         if search.arm is not None and search.arm not in known:
-            raise ValueError(
+            raise InputError(
                 f"search.arm is '{search.arm}', which is none of the arms"
                 f"{nearest(search.arm, known)}"
             )
@@ -396,7 +397,7 @@ class Configuration(Section):
             return self
         strategy, homes = arm.strategy, _homes("strength")
         if strategy.name not in homes:
-            raise ValueError(
+            raise InputError(
                 f"search.strength needs an arm with one of the strategies "
                 f"{', '.join(homes)}. Received: '{arm.name}' of the strategy "
                 f"{strategy.name}"
@@ -406,7 +407,7 @@ class Configuration(Section):
             strategy.largest_rate_times_strength,
         )
         if most > limit:
-            raise ValueError(
+            raise InputError(
                 f"search.high x the largest search.strength must be at most {limit:g}, "
                 f"or the pull of {strategy.name} overshoots its anchor; lower one of "
                 f"them. Received: {most:g}"
@@ -441,21 +442,21 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configu
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+        raise InputError(f"{path} is not TOML: {error}") from error
     for override in overrides:
         _apply(content, override)
     try:
         return Configuration.model_validate(content)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
-        raise ValueError(f"{path}: " + "; ".join(problems)) from None
+        raise InputError(f"{path}: " + "; ".join(problems)) from None
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise ValueError(
+        raise InputError(
             "An override is written section.key=value, for example "
             f"training.epochs=2. Received: {override!r}"
         )
@@ -475,7 +476,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     elif isinstance(target, dict):
         target[last] = value
     else:
-        raise ValueError(
+        raise InputError(
             f"The override {override!r} goes into '{'.'.join(sections)}', which is a "
             "single value and not a section."
         )
@@ -487,7 +488,7 @@ def _index(entries: list[Any], part: str, where: str) -> int:
         return names.index(part)
     if part.isdigit() and int(part) < len(entries):
         return int(part)
-    raise ValueError(
+    raise InputError(
         f"The override names '{where}', which is neither the name nor the index of an "
         f"entry{nearest(part, [n for n in names if n])}. Names: {names}"
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras._storage import write_text
+from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.groups import PatternScheme, Scheme
 
 FORMAT = 1
@@ -46,7 +47,7 @@ class Distribution:
     def __post_init__(self) -> None:
         names, given = self.scheme.names, self.rates
         if set(given) != set(names):
-            raise ValueError(
+            raise InputError(
                 f"A distribution gives one rate for each group of its scheme: "
                 f"{', '.join(names)}. Missing: {sorted(set(names) - set(given))}; "
                 f"unknown: {sorted(set(given) - set(names))}"
@@ -106,7 +107,7 @@ class Distribution:
             ValueError: If the groups are given by patterns, which have no position.
         """
         if not isinstance(self.scheme, Scheme) or not isinstance(scheme, Scheme):
-            raise ValueError(
+            raise InputError(
                 "Only distributions over the layers of a transformer can be resampled; "
                 "groups by pattern have no position."
             )
@@ -145,14 +146,14 @@ class Distribution:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise ValueError(f'it must be a JSON object with "format": {FORMAT}')
+                raise InputError(f'it must be a JSON object with "format": {FORMAT}')
             if missing := {"scheme", "rates"} - set(content):
-                raise ValueError(f"it lacks {sorted(missing)}")
+                raise InputError(f"it lacks {sorted(missing)}")
             if not isinstance(content["rates"], dict):
-                raise ValueError('"rates" must map group names to numbers')
+                raise InputError('"rates" must map group names to numbers')
             provenance = content.get("provenance", {})
             if not isinstance(provenance, dict):
-                raise ValueError('"provenance" must be a JSON object')
+                raise InputError('"provenance" must be a JSON object')
             json.dumps(provenance, allow_nan=False)
             return cls(
                 scheme_from_json(content["scheme"]),
@@ -160,7 +161,7 @@ class Distribution:
                 provenance,
             )
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path} is not a distribution: {error}") from error
+            raise InputError(f"{path} is not a distribution: {error}") from error
 
 
 def scheme_from_json(content: Mapping[str, Any]) -> Scheme | PatternScheme:
@@ -170,7 +171,7 @@ def scheme_from_json(content: Mapping[str, Any]) -> Scheme | PatternScheme:
             return PatternScheme(**content)
         return Scheme(**content)
     except TypeError as error:
-        raise ValueError(
+        raise InputError(
             "a scheme is {layers, encoder_groups, rounding} or {patterns}. "
             f"Received: {content!r}"
         ) from error
@@ -196,7 +197,7 @@ def llrd(
         ValueError: If `rate` is not positive or `decay` not in (0, 1].
     """
     if not (isinstance(decay, int | float) and 0 < decay <= 1):
-        raise ValueError(f"`decay` must be in (0, 1]. Received: decay={decay!r}")
+        raise InputError(f"`decay` must be in (0, 1]. Received: decay={decay!r}")
     rate = check_rate(rate, "`rate`")
     if isinstance(scheme, PatternScheme):
         depths = [float(i) for i in reversed(range(len(scheme.names)))]
@@ -252,7 +253,7 @@ def get(name: str | os.PathLike[str]) -> Distribution:
     if str(name) in PRESETS:
         return PRESETS[str(name)]()
     if not Path(name).is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"A distribution is a file or one of {', '.join(PRESETS)}. "
             f"Received: {str(name)!r}"
         )
@@ -266,11 +267,11 @@ def combine_pairs(distributions: Sequence[Distribution]) -> Distribution:
         ValueError: If there are none, or their schemes differ.
     """
     if not distributions:
-        raise ValueError("Combining needs at least one distribution. Received none.")
+        raise InputError("Combining needs at least one distribution. Received none.")
     scheme = distributions[0].scheme
     for other in distributions[1:]:
         if other.scheme != scheme:
-            raise ValueError(
+            raise InputError(
                 "Only distributions of one scheme can be combined; resample the others "
                 f"first. Received: {scheme} and {other.scheme}"
             )
@@ -301,7 +302,7 @@ def check_rate(value: Any, what: str) -> float:
     """
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not (number and 0 < value <= sys.float_info.max):
-        raise ValueError(
+        raise InputError(
             f"{what} must be a positive, finite number. Received: {value!r}"
         )
     return float(value)

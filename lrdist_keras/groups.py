@@ -11,6 +11,8 @@ from functools import cached_property
 from glob import escape
 from typing import Any, Literal
 
+from lrdist_keras.errors import InputError
+
 Groups = Mapping[str, str | Sequence[str]]
 
 _LAYER = re.compile(r"(?:^|/)transformer_layer_(\d+)(?:/|$)")
@@ -48,12 +50,12 @@ class Scheme:
         for name in ("layers", "encoder_groups"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be an integer of at least 1. "
                     f"Received: {name}={value!r}"
                 )
         if self.rounding not in ("floor", "ceil"):
-            raise ValueError(
+            raise InputError(
                 "`rounding` must be 'floor' or 'ceil'. "
                 f"Received: rounding={self.rounding!r}"
             )
@@ -90,7 +92,7 @@ class Scheme:
         """Reads `layers/encoder_groups/rounding`, such as `12/8/ceil`."""
         match = re.fullmatch(r"(\d+)/(\d+)/(floor|ceil)", text)
         if match is None:
-            raise ValueError(
+            raise InputError(
                 "A scheme is written layers/encoder_groups/rounding with rounding "
                 f"'floor' or 'ceil', for example 12/8/ceil. Received: {text!r}"
             )
@@ -146,20 +148,20 @@ def normalize(groups: Groups) -> dict[str, tuple[str, ...]]:
         ValueError: If there is no group, or a group has no pattern or an empty one.
     """
     if not isinstance(groups, Mapping) or not groups:
-        raise ValueError(
+        raise InputError(
             "`groups` must be a mapping from group name to one path pattern or a list "
             f"of them, with at least one group. Received: groups={groups!r}"
         )
     result = {}
     for name, value in groups.items():
         if not isinstance(name, str):
-            raise ValueError(f"A group's name must be a string. Received: {name!r}")
+            raise InputError(f"A group's name must be a string. Received: {name!r}")
         patterns = (value,) if isinstance(value, str) else value
         if not isinstance(patterns, Iterable) or not (
             (patterns := tuple(patterns))
             and all(isinstance(p, str) and p.strip("/") for p in patterns)
         ):
-            raise ValueError(
+            raise InputError(
                 f"Group {name!r} needs at least one path pattern, a non-empty string. "
                 f"Received: {value!r}"
             )
@@ -214,7 +216,7 @@ def partition(
         if i not in used and not allow_empty
     ]
     if problems:
-        raise ValueError(
+        raise InputError(
             "Every trainable variable must be in exactly one group and every group "
             "hold one; change the patterns so that they do, and leave out groups of "
             "frozen layers. Found: " + "; ".join(problems)
@@ -273,7 +275,7 @@ def exact_patterns(
     patterns: dict[str, tuple[str, ...]] = {}
     for name, path in zip(names, paths, strict=True):
         if not isinstance(name, str) or not name:
-            raise ValueError(
+            raise InputError(
                 "`groups` as a function must return the name of a group for each "
                 f"variable. Received: {name!r} for '{path}'"
             )
@@ -322,12 +324,12 @@ def path_groups(
     layers = {int(m[1]) for path in paths if (m := _LAYER.search(path))}
     remedy = "give `groups` as a mapping from group name to path patterns."
     if not layers:
-        raise ValueError(
+        raise InputError(
             "The groups of a model can be derived only where its layers are called "
             f"`transformer_layer_<i>`, as in KerasHub; {remedy} Received: {what}"
         )
     if len(set(paths)) < len(paths):
-        raise ValueError(
+        raise InputError(
             f"Several variables of {what} share one path, as with two transformers in "
             f"one model; give the layers other names, then {remedy} "
             f"Received twice: {sorted({p for p in paths if paths.count(p) > 1})[:3]}"

@@ -15,10 +15,12 @@ from pydantic import (
     model_validator,
 )
 
+from lrdist_keras.errors import InputError
+
 
 def _file_name(name: str) -> str:
     if name in (".", ".."):
-        raise ValueError("a name must be one that a folder can have")
+        raise InputError("a name must be one that a folder can have")
     return name
 
 
@@ -128,16 +130,16 @@ class TaskSettings(Section):
         of_files = ("train", "validation", "format", "text", "label", "class_names")
         given = [name for name in of_files if getattr(self, name) is not None]
         if self.source != "files" and given:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(given)} may be given only with source = 'files', "
                 f"not with '{self.source}'"
             )
         if self.source == "files" and not {"train", "text", "label"} <= set(given):
-            raise ValueError("source = 'files' needs `train`, `text` and `label`")
+            raise InputError("source = 'files' needs `train`, `text` and `label`")
         if self.class_names is not None:
             unique(self.class_names, "class name")
         if isinstance(self.text, list) and len(self.text) not in (1, 2):
-            raise ValueError("`text` must name one column, or the two of a pair")
+            raise InputError("`text` must name one column, or the two of a pair")
         return self
 
 
@@ -161,17 +163,17 @@ class SequenceSettings(Section):
     def _tasks_fit_the_shift(self) -> Self:
         count = len(self.tasks)
         if self.shift in ("length", "cluster") and count != 1:
-            raise ValueError(
+            raise InputError(
                 f"shift = '{self.shift}' divides one task, so `tasks` must name one. "
                 f"Received: {count}"
             )
         if self.shift == "domain" and count < 2:
-            raise ValueError(
+            raise InputError(
                 "shift = 'domain' goes from one task to another with the same classes, "
                 f"so `tasks` must name at least two. Received: {count}"
             )
         if self.shift != "cluster" and self.clusters is not None:
-            raise ValueError("`clusters` goes with shift = 'cluster'")
+            raise InputError("`clusters` goes with shift = 'cluster'")
         return self
 
     @property
@@ -227,5 +229,5 @@ def unique(values: list[Any], what: str) -> list[Any]:
     """
     repeated = sorted({v for v in values if values.count(v) > 1})
     if repeated:
-        raise ValueError(f"every {what} may stand only once. Repeated: {repeated}")
+        raise InputError(f"every {what} may stand only once. Repeated: {repeated}")
     return values

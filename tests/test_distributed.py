@@ -18,8 +18,8 @@ from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.engine import trial as trial_module
 from test_oracle import begin, finish, make, state_of
 
+from lrdist_keras.errors import SearchFailed
 from lrdist_keras.search import distributed
-from lrdist_keras.search.durable_oracle import SearchFailed
 
 NODE = """
     import os, sys, time, warnings

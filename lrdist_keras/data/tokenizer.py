@@ -16,6 +16,7 @@ import numpy as np
 from lrdist_keras import _tensorflow
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.data.splits import Split
+from lrdist_keras.errors import InputError
 
 Texts = tuple[Sequence[str], ...]
 _FORMAT = "1"  # of the cache; part of its key
@@ -179,7 +180,7 @@ def _file_tokenizer(content: bytes) -> Tokenizer:
     try:
         tokenizer = FileTokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # what the library raises, of no narrower class
-        raise ValueError(f"The checkpoint's tokenizer.json: {error}") from error
+        raise InputError(f"The checkpoint's tokenizer.json: {error}") from error
     pad_id = (tokenizer.padding or {}).get("pad_id")
     if pad_id is None:
         found = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))

@@ -16,6 +16,7 @@ from lrdist_keras._storage import replacing, without_nan, write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading, measures, metrics
 from lrdist_keras.laboratory.measures import Measures
@@ -212,7 +213,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
     folder = Path(folder)
     configuration = loading.resolved(configuration)
     if not configuration.arms:
-        raise ValueError("A comparison needs [[arms]], and the configuration has none.")
+        raise InputError("A comparison needs [[arms]], and the configuration has none.")
     claim(configuration, folder)
     given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
     names = {name for sequence in configuration.sequences for name in sequence.tasks}
@@ -253,7 +254,7 @@ def arm_distribution(
         )
     if given.scheme != scheme:
         if not arm.resample:
-            raise ValueError(
+            raise InputError(
                 f"Arm '{arm.name}': the distribution '{arm.distribution}' is of the "
                 f"scheme {given.scheme}, the model of {scheme}; set resample = true to "
                 "fit it to the model."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Groups, partition
 
 _FOLDS = 5
@@ -32,7 +33,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
         ValueError: If the numbers of examples differ.
     """
     if len(x) != len(y):
-        raise ValueError(
+        raise InputError(
             "`x` and `y` must hold features of the same examples. "
             f"Received: {len(x)} and {len(y)} examples"
         )
@@ -110,7 +111,7 @@ def probe_accuracy(
 
     counts = np.bincount(train_labels)
     if np.sum(counts >= 2) < 2:
-        raise ValueError(
+        raise InputError(
             "A probe needs at least two training examples of each of two classes, to "
             f"choose its penalty. Received, by class: {counts.tolist()}"
         )

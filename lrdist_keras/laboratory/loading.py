@@ -26,6 +26,7 @@ from lrdist_keras.data.shifts import (
 from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tasks import as_bytes_literals, load_task
 from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut_lengths
+from lrdist_keras.errors import InputError
 from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
@@ -154,7 +155,7 @@ class Loaded:
         wanted = self.texts[first].class_names
         for name in others:
             if (found := self.texts[name].class_names) != wanted:
-                raise ValueError(
+                raise InputError(
                     f"The sequence '{sequence.name}': with shift = 'domain' all tasks "
                     "must have the same classes in the same order; set `class_names` "
                     f"where they only are called otherwise. '{first}' has "
@@ -189,7 +190,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     for settings, task in loaded.values():
         count, available = settings.train_examples, len(task.splits["train"])
         if count is not None and count > available:
-            raise ValueError(
+            raise InputError(
                 f"Task '{settings.name}': `train_examples` must be at most the "
                 f"{available} examples there are. Received: {count}"
             )
@@ -198,7 +199,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
     tokenizer = load_tokenizer(preset)
     if (most := encoder.max_length) is not None and training.max_length > most:
-        raise ValueError(
+        raise InputError(
             f"training.max_length must be at most the {most} positions of the model. "
             f"Received: {training.max_length}"
         )
@@ -243,7 +244,7 @@ def errors_named(arm: ArmSettings) -> Iterator[None]:
     try:
         yield
     except Overshoot as error:
-        raise ValueError(f"Arm '{arm.name}': {error}") from error
+        raise InputError(f"Arm '{arm.name}': {error}") from error
 
 
 def arm_strategy(
@@ -281,13 +282,13 @@ def _text_fisher(
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InputError(
             f"Arm '{arm.name}': `raw_text` must name a text file in UTF-8, relative to "
             f"data.dir. Received: '{path}' ({error})"
         ) from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise ValueError(
+        raise InputError(
             f"Arm '{arm.name}': a Fisher needs texts, and `raw_text` '{path}' has none."
         )
     tokenizer = loaded.tokenizer

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from lrdist_keras.errors import InputError
+
 
 def a1(matrix: np.ndarray) -> float:
     """Returns the accuracy on the first task right after training on it."""
@@ -216,7 +218,7 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
 def _positive(logits: np.ndarray) -> np.ndarray:
     """Whether class 1 of two is predicted, shape [examples]."""
     if logits.shape[1] != 2:
-        raise ValueError(
+        raise InputError(
             "Matthews' correlation and F1 are defined as in GLUE for two classes; use "
             f"the accuracy. Received: {logits.shape[1]} classes"
         )

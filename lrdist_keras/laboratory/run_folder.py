@@ -11,6 +11,7 @@ from typing import Any
 
 from lrdist_keras._storage import replacing, write_text
 from lrdist_keras.config import Configuration
+from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory.metrics import METRICS
 
 
@@ -61,7 +62,7 @@ def claim_folder(
         try:
             old = _leaves(json.loads(path.read_text("utf-8")))
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} is damaged: {error}. Name another folder with --out, or "
                 "write the configuration of its results into it again."
             ) from None
@@ -73,12 +74,12 @@ def claim_folder(
             and not any(key == name or key.startswith(f"{name}.") for name in free)
         ]
         if differing:
-            raise ValueError(
+            raise InputError(
                 f"The folder '{folder}' belongs to another configuration; name another "
                 f"with --out, or remove it. What differs: {', '.join(differing)}"
             )
     elif (folder / results).exists():
-        raise ValueError(
+        raise InputError(
             f"The folder '{folder}' holds {results} without a configuration.json; name "
             "another with --out."
         )
@@ -143,7 +144,7 @@ def read_runs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 raise ValueError
             records.append(record)
         except (ValueError, TypeError):
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number} is damaged; remove the line to do its run "
                 "again."
             ) from None

@@ -15,6 +15,7 @@ import numpy as np
 from lrdist_keras import _tensorflow
 from lrdist_keras._storage import digest
 from lrdist_keras.data.local_files import package_folder
+from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
 from lrdist_keras.settings import ModelSettings
@@ -117,13 +118,13 @@ def find_preset(settings: ModelSettings) -> str:
         try:
             preset = str(package_folder(module) / inner)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"model.preset: {error}") from None
+            raise MissingFile(f"model.preset: {error}") from None
     folder = Path(os.path.expanduser(preset))
     looks_local = preset != settings.preset or preset.startswith(
         ("/", "./", "../", "~")
     )
     if looks_local and not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"model.preset: there is no folder '{preset}'. "
             f"Received: '{settings.preset}'"
         )
@@ -156,7 +157,7 @@ def load_encoder(
         )
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
+        raise InputError(
             f"model.preset: '{preset}' cannot be had: {reason[0].rstrip('.')}. A "
             "preset is a local folder, a package:// folder, or a KerasHub name, which "
             "needs the internet the first time."
@@ -166,7 +167,7 @@ def load_encoder(
         output = output.get("sequence_output")
     inputs = [tensor.name for tensor in backbone.inputs]
     if output is None or not {"token_ids", "padding_mask"} <= set(inputs):
-        raise ValueError(
+        raise InputError(
             f"model.preset: '{preset}' is a {type(backbone).__name__}, not a text "
             "encoder with token_ids, padding_mask and one output per token."
         )
@@ -195,14 +196,14 @@ def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndar
 def _check_weights(folder: Path, expected: str) -> None:
     path = next((folder / n for n in _WEIGHTS if (folder / n).is_file()), None)
     if path is None:
-        raise ValueError(
+        raise InputError(
             f"model.sha256 can be checked only where '{folder}' is a folder with one "
             f"of {', '.join(_WEIGHTS)}."
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"The weights '{path}' have another SHA-256 than model.sha256 says; they "
             f"are not the ones that were meant. Expected: {expected}; found: {found}"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras.data.batches import Encoded, evaluation_batches
+from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
 
 _LAYER = re.compile(r"transformer_layer_\d+")
@@ -81,7 +82,7 @@ class FeatureReader:
             real = batch.indices >= 0
             result[batch.indices[real]] = found[real]
         if result is None:
-            raise ValueError("Features can be read of at least one text. Received: 0")
+            raise InputError("Features can be read of at least one text. Received: 0")
         return result
 
 
@@ -96,7 +97,7 @@ def _stacked_layers(encoder: Encoder) -> tuple[Encoder, list[int]]:
     layers = [x for x in encoder.model.layers if _LAYER.fullmatch(x.name)]
     layers.sort(key=lambda layer: int(layer.name.rpartition("_")[2]))
     if not layers:
-        raise ValueError(
+        raise InputError(
             "The layers of an encoder can be told only where they are called "
             f"`transformer_layer_<i>`, as in KerasHub. Received: {encoder.family}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
 
 # The projections that LoRA adapts: section 7.1 of arXiv 2106.09685. KerasHub's names.
@@ -55,7 +56,7 @@ def with_lora(encoder: Encoder, rank: int) -> AdaptedEncoder:
         if layer.name in _ADAPTED and hasattr(layer, "enable_lora")
     ]
     if not found:
-        raise ValueError(
+        raise InputError(
             "The strategy lora needs layers called `query` and `value` that have "
             "Keras's `enable_lora` (Dense, EinsumDense), as KerasHub's encoders do; "
             f"choose another strategy for this one. Received: {encoder.family}"

@@ -20,7 +20,7 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
-from lrdist_keras.search.durable_oracle import SearchFailed
+from lrdist_keras.errors import InputError, SearchFailed
 from lrdist_keras.search.oracle import BayesianHyperbandOracle
 
 _LARGEST_MESSAGE = 1 << 20  # bytes; a trial of a hundred hyperparameters is 20 kB
@@ -48,7 +48,7 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, separator, port = address.rpartition(":")
     if not (separator and host and port.isdigit() and 0 < int(port) < 2**16):
-        raise ValueError(
+        raise InputError(
             "The chief's address is HOST:PORT, for example 127.0.0.1:8000. Received: "
             f"{address!r}"
         )
@@ -65,7 +65,7 @@ def from_environment() -> tuple[str | None, bool]:
     if not any(values.values()):
         return None, False
     if missing := [name for name, value in values.items() if not value]:
-        raise ValueError(
+        raise InputError(
             f"Of {', '.join(_VARIABLES)} all must be set, or none. Missing: "
             + ", ".join(missing)
         )

@@ -20,16 +20,13 @@ from keras_tuner.src.engine import oracle as oracle_module
 from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras._storage import write_text
+from lrdist_keras.errors import InputError, SearchFailed
 
 MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 # How the message of a trial begins whose error another trial would have too.
 FATAL = "A mistake in the program: "
 _FORMAT = 1
 _ENDS = ("COMPLETED", "INVALID", "FAILED")
-
-
-class SearchFailed(RuntimeError):
-    """Trials failed, in a row or by a mistake; the message holds the traceback."""
 
 
 class DurableHyperbandOracle(HyperbandOracle):
@@ -54,7 +51,7 @@ class DurableHyperbandOracle(HyperbandOracle):
 
     def __init__(self, *, seed: int | None, lease: float, **options: Any) -> None:
         if not lease > 0:
-            raise ValueError(f"`lease` must be above 0 seconds. Received: {lease}")
+            raise InputError(f"`lease` must be above 0 seconds. Received: {lease}")
         super().__init__(seed=seed, **options)
         # The base class takes 0 for "none given".
         self.seed = random.randint(1, 10**6) if seed is None else seed
@@ -131,13 +128,13 @@ class DurableHyperbandOracle(HyperbandOracle):
     def _has_ended(self, trial: Any, known: Any) -> bool:
         """Checks the end of a trial; whether it is one, or has to be run again."""
         if trial.status not in _ENDS:
-            raise ValueError(
+            raise InputError(
                 f"A trial ends as one of {', '.join(_ENDS)}. Received: {trial.status}"
             )
         theirs, ours = trial.hyperparameters.values, known.hyperparameters.values
         if not self.allow_new_entries and not _same(theirs, ours):
             known.metrics = metrics_tracking.MetricsTracker()
-            raise ValueError(
+            raise InputError(
                 f"The trial {trial.trial_id} of this search has other values; the "
                 "worker belongs to another search."
             )
@@ -145,7 +142,7 @@ class DurableHyperbandOracle(HyperbandOracle):
         if trial.status == "COMPLETED" and not known.metrics.exists(name):
             if self.has_leases:  # it went to another worker meanwhile
                 return False
-            raise ValueError(
+            raise InputError(
                 f"A completed trial must have reported the objective '{name}'. "
                 f"Received: none for trial {trial.trial_id}"
             )
@@ -170,7 +167,7 @@ class DurableHyperbandOracle(HyperbandOracle):
 
     def _known(self, trial_id: str) -> Any:
         if trial_id not in self.trials:
-            raise ValueError(
+            raise InputError(
                 f"There is no trial {trial_id!r} in this search; the worker belongs to "
                 "another one, or to an older state of this folder."
             )
@@ -234,7 +231,7 @@ class DurableHyperbandOracle(HyperbandOracle):
         if not known or (len(space) < len(theirs) and not self.allow_new_entries):
             differing.append("hyperparameters")
         if differing:
-            raise ValueError(
+            raise InputError(
                 f"The folder '{self._project_dir}' belongs to another search; name "
                 f"another folder, or remove it. What differs: {', '.join(differing)}"
             )
@@ -286,7 +283,7 @@ class DurableHyperbandOracle(HyperbandOracle):
             if candidate != path:  # the next save makes a backup of what it finds
                 write_text(path, text)
             return
-        raise ValueError(
+        raise InputError(
             f"The state of the search in '{path.parent}' cannot be read; remove the "
             "folder to start anew."
         )

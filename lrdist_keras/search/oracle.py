@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lrdist_keras.errors import InputError, MissingPackage
 from lrdist_keras.search.durable_oracle import DurableHyperbandOracle
 from lrdist_keras.search.samplers import PROPOSERS
 from lrdist_keras.search.surrogate import Observations, Surrogate, propose
@@ -100,7 +101,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             ("repeats", repeats, 0),
         ):
             if value < least:
-                raise ValueError(
+                raise InputError(
                     f"`{name}` must be at least {least}. Received: {value}"
                 )
         super().__init__(
@@ -131,23 +132,23 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     def _check_arguments(self) -> None:
         smallest = self._get_epochs(self._get_num_brackets() - 1, 0) / self.max_epochs
         if self.max_budget is not None and self.max_budget < smallest + self.repeats:
-            raise ValueError(
+            raise InputError(
                 "`max_budget` must hold one trial of the smallest rung "
                 f"({smallest:.3g} of a full run) and the {self.repeats} repeats. "
                 f"Received: {self.max_budget}"
             )
         if self.model not in (known := get_args(Model)):
-            raise ValueError(
+            raise InputError(
                 f"`model` must be one of {', '.join(known)}. Received: {self.model!r}"
             )
         package = _PACKAGES.get(self.model)
         if package is not None and importlib.util.find_spec(package) is None:
-            raise ImportError(
+            raise MissingPackage(
                 f"The model '{self.model}' needs the package {package}; install it "
                 "with `pip install 'lrdist-keras[samplers]'`."
             )
         if not 0 <= self.random_share <= 1:
-            raise ValueError(
+            raise InputError(
                 f"`random_share` must be in [0, 1]. Received: {self.random_share}"
             )
 
@@ -297,7 +298,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         with self.lock:
             ranked = self._ranked()
         if not ranked:
-            raise ValueError("There is no best trial, because none is finished.")
+            raise InputError("There is no best trial, because none is finished.")
         return ranked[0]
 
     def get_best_trials(self, num_trials: int = 1) -> list[Any]:

@@ -20,6 +20,7 @@ from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.sampling import search_slice
 from lrdist_keras.distribution import Distribution
+from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading, metrics
 from lrdist_keras.laboratory.run_folder import claim_folder, locked
 from lrdist_keras.search.oracle import (
@@ -240,13 +241,13 @@ def search_sequence(configuration: Configuration) -> SequenceSettings:
     """
     wanted = configuration.search.sequence
     if wanted is None and len(configuration.sequences) > 1:
-        raise ValueError(
+        raise InputError(
             "A search is of one sequence; name it with search.sequence. There are: "
             + ", ".join(f"'{s.name}'" for s in configuration.sequences)
         )
     found = next(s for s in configuration.sequences if wanted in (None, s.name))
     if len(found.tasks) < 2 and found.shift == "task":
-        raise ValueError(
+        raise InputError(
             "A search needs a sequence of at least two tasks, since its reward is of "
             f"the first as well. Received: '{found.name}'"
         )
@@ -291,7 +292,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
         rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
         wanted = task.train_examples or 0
         if wanted > len(rest):
-            raise ValueError(
+            raise InputError(
                 f"Task '{name}': `train_examples` must be at most the {len(rest)} that "
                 f"the slice of the search leaves. Received: {wanted}"
             )

@@ -21,6 +21,7 @@ from lrdist_keras.distribution import (
     check_rate,
     scheme_from_json,
 )
+from lrdist_keras.errors import InputError
 from lrdist_keras.groups import PatternScheme, Scheme
 
 PAPER_BASE = 1.8
@@ -136,13 +137,13 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
         try:
             rows = list(reader)
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            raise InputError(f"{path}, line {reader.line_num}: {error}") from None
         columns = list(reader.fieldnames or [])
     wanted = ["p_s", "p_o", *found.names]
     missing = [name for name in wanted if name not in columns]
     unknown = [name for name in columns if name not in (*OF_TRIALS, *found.names)]
     if missing or unknown:
-        raise ValueError(
+        raise InputError(
             f"{path}: trials of the scheme {found} have the columns a1, p_s, p_o, one "
             "per group, and optionally reward, strength, budget, seed, seconds and "
             "sampler. "
@@ -150,7 +151,7 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
             "scheme, name it."
         )
     if not rows:
-        raise ValueError(f"{path} holds no trials, only a header.")
+        raise InputError(f"{path} holds no trials, only a header.")
 
     def column(name: str, check: Any) -> np.ndarray:
         values = []
@@ -158,7 +159,7 @@ def read_trials(path: str | os.PathLike[str], scheme: Scheme | None = None) -> T
             try:
                 values.append(check(float(row[name]), "the value"))
             except (TypeError, ValueError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{path}, line {line}, column {name}: {error}"
                 ) from None
         return np.array(values)
@@ -186,7 +187,7 @@ def ranked_combination(trials: Trials, base: float = PAPER_BASE) -> Distribution
         ValueError: If `base` is below 1.
     """
     if not (math.isfinite(base) and base >= 1):
-        raise ValueError(f"`base` must be at least 1. Received: base={base}")
+        raise InputError(f"`base` must be at least 1. Received: base={base}")
     rates, _ = trials.ranked()
     weights = float(base) ** -np.arange(len(rates), dtype=float)
     mean = weights @ np.log(rates) / weights.sum()
@@ -199,7 +200,7 @@ def ranked_combination(trials: Trials, base: float = PAPER_BASE) -> Distribution
 
 def _accuracy(value: float, what: str) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{what} must be an accuracy in [0, 1]. Received: {value!r}")
+        raise InputError(f"{what} must be an accuracy in [0, 1]. Received: {value!r}")
     return value
 
 

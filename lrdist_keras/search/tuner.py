@@ -14,7 +14,8 @@ from typing import Any
 from keras_tuner.src.engine import trial as trial_module
 from keras_tuner.src.engine.base_tuner import BaseTuner
 
-from lrdist_keras.search.durable_oracle import FATAL, MESSAGE, SearchFailed
+from lrdist_keras.errors import SearchFailed
+from lrdist_keras.search.durable_oracle import FATAL, MESSAGE
 from lrdist_keras.search.oracle import SEED, BayesianHyperbandOracle
 
 PROJECT = "search"

@@ -7,6 +7,8 @@ from typing import Any
 
 from keras_tuner.src.engine import hyperparameters as hp_module
 
+from lrdist_keras.errors import InputError
+
 
 def check_space(
     space: Sequence[Any], start_points: Sequence[Mapping[str, Any]]
@@ -18,7 +20,7 @@ def check_space(
             each with a value that it can have.
     """
     if not any(isinstance(hp, hp_module.Float) for hp in space):
-        raise ValueError(
+        raise InputError(
             "The search space must have at least one `Float`, for example "
             "`hyperparameters.Float('rate', 1e-7, 1e-3, sampling='log')`. "
             f"Received: {[hp.name for hp in space]}"
@@ -26,7 +28,7 @@ def check_space(
     names = {hp.name for hp in space}
     for number, point in enumerate(start_points):
         if set(point) != names:
-            raise ValueError(
+            raise InputError(
                 f"Start point {number} must name every hyperparameter and no "
                 f"other. Received: {sorted(point)}; the space: {sorted(names)}"
             )
@@ -46,7 +48,7 @@ def _check_start_value(hp: Any, value: Any, what: str) -> None:
         rule = f"be one of {list(hp.values)}"
         allowed = value in hp.values
     if not allowed:
-        raise ValueError(f"{what}: '{hp.name}' must {rule}. Received: {value!r}")
+        raise InputError(f"{what}: '{hp.name}' must {rule}. Received: {value!r}")
 
 
 def searched(space: Sequence[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ import jax
 import keras
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.machine import cpu_flags_here
 
 _CORES = (
@@ -170,7 +171,7 @@ def placement(shape: tuple[int, ...]) -> tuple[Any, Any]:
     if distribution is None:
         return None, None
     if not isinstance(distribution, keras.distribution.DataParallel):
-        raise ValueError(
+        raise InputError(
             "Training runs on one device or under keras.distribution.DataParallel; set "
             f"no other distribution. Received: {type(distribution).__name__}"
         )

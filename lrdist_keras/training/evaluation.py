@@ -14,6 +14,7 @@ from lrdist_keras.data.batches import (
     evaluation_steps,
     filled,
 )
+from lrdist_keras.errors import InputError
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import lengths
@@ -85,7 +86,7 @@ class Evaluator:
             ValueError: If there is no example.
         """
         if not len(data):
-            raise ValueError(
+            raise InputError(
                 "A Fisher is a mean over examples and needs at least one. Received: a "
                 "set without any"
             )

@@ -15,6 +15,7 @@ import numpy as np
 
 from lrdist_keras._storage import digest, replacing
 from lrdist_keras.data.batches import Encoded, evaluation_batches, take
+from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.training.penalties import Weights, squared_gradients
 
@@ -84,14 +85,14 @@ def pretraining_fisher(
     paths = [v.path for v in encoder.model.trainable_variables]
     tied = [i for i, p in enumerate(paths) if p.endswith("token_embedding/embeddings")]
     if mask_id is None or len(tied) != 1 or encoder.last_token:
-        raise ValueError(
+        raise InputError(
             "The strategy ewc_pretraining needs a model of masked language modelling, "
             "with a mask token and one token embedding; choose ewc for this one. "
             f"Received: {encoder.family}"
         )
     texts = take(texts, np.flatnonzero(texts.lengths > 2))
     if len(texts) < 2:
-        raise ValueError(
+        raise InputError(
             "A Fisher of masked language modelling needs at least two texts, one of "
             f"them to check the head on. Received: {len(texts)}"
         )

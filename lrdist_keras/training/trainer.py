@@ -11,6 +11,7 @@ import numpy as np
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.data.sampling import majority_rate
 from lrdist_keras.distribution import Distribution
+from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.settings import Fault, TrainingSettings
@@ -132,13 +133,13 @@ class SequentialTrainer:
         """
         of_each = [rates] * len(tasks) if isinstance(rates, Distribution) else rates
         if len(of_each) != len(tasks):
-            raise ValueError(
+            raise InputError(
                 f"`rates` must be one distribution, or one for each of {len(tasks)} "
                 f"tasks. Received: {len(of_each)}"
             )
         for distribution in of_each:
             if distribution.scheme != self.scheme:
-                raise ValueError(
+                raise InputError(
                     f"The distribution is of the scheme {distribution.scheme}, the "
                     f"model of {self.scheme}; resample it first."
                 )

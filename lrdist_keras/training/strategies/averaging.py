@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.sampling import stratified
+from lrdist_keras.errors import InputError
 from lrdist_keras.settings import Share
 from lrdist_keras.training.plan import Stage
 from lrdist_keras.training.run import Purpose, accuracy_of
@@ -80,7 +81,7 @@ class Sfa(Strategy):
     @classmethod
     def _alpha_is_a_number(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("alpha") == "training":
-            raise ValueError("alpha = 'training' goes with the strategy wise_ft")
+            raise InputError("alpha = 'training' goes with the strategy wise_ft")
         return given
 
     def stages(self, course: Course, task: int, memory: Any) -> list[Stage]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.settings import Share, UserPath
 from lrdist_keras.training.plan import Stage, Terms
 from lrdist_keras.training.strategies.base import Strategy, Strength, TextFisher
@@ -93,7 +94,7 @@ class EwcPretraining(_Penalised):
     @model_validator(mode="after")
     def _text_is_given(self) -> Self:
         if not self.raw_text:
-            raise ValueError("the strategy 'ewc_pretraining' needs `raw_text`")
+            raise InputError("the strategy 'ewc_pretraining' needs `raw_text`")
         return self
 
     def prepared(self, text_fisher: TextFisher) -> Self:
@@ -109,7 +110,7 @@ class EwcPretraining(_Penalised):
             ValueError: If the strategy was not `prepared`.
         """
         if self._fisher is None:
-            raise ValueError(
+            raise InputError(
                 "The strategy ewc_pretraining needs `pretraining_fisher`, see "
                 "lrdist_keras.training.mlm_fisher. Received: None"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lrdist_keras.errors import InputError
 from lrdist_keras.training.plan import Stage, Visit, mixed
 from lrdist_keras.training.strategies.base import Strategy
 
@@ -37,7 +38,7 @@ class Joint(Strategy):
             ValueError: If their `epochs` differ.
         """
         if len({task.epochs for task in course.tasks}) > 1:
-            raise ValueError(
+            raise InputError(
                 "The strategy joint mixes the examples of all tasks, so all need the "
                 f"same `epochs`. Received: {[task.epochs for task in course.tasks]}"
             )

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from lrdist_keras.data.batches import Encoded, take
+from lrdist_keras.errors import InputError
 from lrdist_keras.training.plan import Stage, Visit, mixed
 from lrdist_keras.training.run import Purpose
 from lrdist_keras.training.strategies.base import Strategy
@@ -80,7 +81,7 @@ def memory(
     """
     counts = np.bincount(train.labels, minlength=classes)
     if (least := counts.min()) < per_class:
-        raise ValueError(
+        raise InputError(
             f"`examples_per_class` must be at most the {least} training examples of "
             f"the smallest class of '{name}'. Received: {per_class}"
         )
