@@ -26,7 +26,8 @@ class Strategy(Section):
     A strategy is a value: its fields are what `[[arms]]` may say of it, beside
     `strategy`, its name. A new one is a file in this folder with a subclass that has a
     field `strategy: Literal["its name"]` and overrides what it does otherwise. What a
-    run has to remember between tasks goes from one method to the next as `memory`.
+    run has to remember between tasks goes from one method to the next as `memory`: what
+    `begin` or the last `after_task` returned. A task is evaluated after `after_task`.
     """
 
     trains_a_sequence: ClassVar[bool] = True  # one task after the other, on one model
