@@ -63,7 +63,7 @@ def compare(
 
         configuration = config_file.load(config, overrides or [])
         folder = out or Path("runs") / configuration.name
-        from lrdist_keras.laboratory import comparison, statistics
+        from lrdist_keras.laboratory import comparison, summaries
         from lrdist_keras.report import comparison_tables, figures, tables
 
         prepared = comparison.prepare(configuration, folder)
@@ -78,9 +78,9 @@ def compare(
     console.print(tables.labels_table(prepared.labels))
     with _input_errors():
         records = run_comparison(prepared, pending)
-        summaries = statistics.summarize(records)
         prepared.save_results(records)
-        console.print(tables.results_table(summaries, configuration.name))
+        means = summaries.summarize(records)
+        console.print(tables.results_table(means, configuration.name))
         for table in comparison_tables.measures_tables(records):
             console.print(table)
         _print_statistics(configuration, records)
@@ -224,33 +224,53 @@ def show(
         str, typer.Argument(help="A distribution (file or preset), or a run's folder.")
     ],
 ) -> None:
-    """Prints a distribution, or the tables of a comparison."""
+    """Prints a distribution, or what a comparison or a search found."""
     with _input_errors():
-        from lrdist_keras.report import comparison_tables, tables
-
-        if Path(what).is_dir():
-            from lrdist_keras.config import Configuration
-            from lrdist_keras.laboratory.run_folder import read_runs
-            from lrdist_keras.laboratory.statistics import summarize
-
-            records = read_runs(what)
-            if not records:
-                raise InputError(f"The folder '{what}' holds no finished runs.")
-            console = _console()
-            console.print(tables.results_table(summarize(records), what))
-            for table in comparison_tables.measures_tables(records):
-                console.print(table)
-            text = (Path(what) / "configuration.json").read_text("utf-8")
-            configuration = Configuration.model_validate_json(text)
-            _print_statistics(configuration, records)
-            _print_compat(configuration.compat)
+        if not Path(what).is_dir():
+            _show_distribution(what, what)
+        elif (Path(what) / "runs.jsonl").is_file():
+            _show_comparison(Path(what))
+        elif (Path(what) / "distribution.json").is_file():
+            for name, title in (
+                ("distribution.json", "ranked combination of the trials"),
+                ("best.json", "best setting"),
+            ):
+                _show_distribution(str(Path(what) / name), f"{what}: {title}")
         else:
-            from lrdist_keras.distribution import get
+            raise InputError(
+                f"The folder '{what}' holds no finished run of a comparison and no "
+                "finished trial of a search."
+            )
 
-            distribution = get(what)
-            _console().print(tables.distribution_table(distribution, what))
-            compat = distribution.provenance.get("compat")
-            _print_compat(compat if isinstance(compat, list) else [])
+
+def _show_distribution(what: str, title: str) -> None:
+    from lrdist_keras.distribution import get
+    from lrdist_keras.report import tables
+
+    distribution = get(what)
+    _console().print(tables.distribution_table(distribution, title))
+    compat = distribution.provenance.get("compat")
+    _print_compat(compat if isinstance(compat, list) else [])
+
+
+def _show_comparison(folder: Path) -> None:
+    from lrdist_keras.laboratory.comparison import ordered
+    from lrdist_keras.laboratory.records import read_runs
+    from lrdist_keras.laboratory.run_folder import read_configuration
+    from lrdist_keras.laboratory.summaries import summarize
+    from lrdist_keras.report import comparison_tables, tables
+
+    configuration = read_configuration(folder)
+    # As in results.json: runs of seeds that are no longer asked for do not count.
+    records = ordered(configuration, read_runs(folder))
+    if not records:
+        raise InputError(f"The folder '{folder}' holds no finished runs.")
+    console = _console()
+    console.print(tables.results_table(summarize(records), str(folder)))
+    for table in comparison_tables.measures_tables(records):
+        console.print(table)
+    _print_statistics(configuration, records)
+    _print_compat(configuration.compat)
 
 
 @app.command()
@@ -281,6 +301,7 @@ def combine(
         from lrdist_keras.report import tables
         from lrdist_keras.search.trials import ranked_combination, read_trials
 
+        _check_repeated(trials)
         given = None if scheme is None else Scheme.parse(scheme)
         pairs = [
             ranked_combination(read_trials(path, given), base)
@@ -290,6 +311,12 @@ def combine(
         spread = distribution.spread(pairs)
         combined.save(out)
     _console().print(tables.spread_table(combined, pairs, spread))
+    if len(pairs) == 1:
+        print(
+            "lrdist: warning: one pair alone is combined with nothing; what is written "
+            "are its own rates.",
+            file=sys.stderr,
+        )
     wide = [name for name, factor in spread.items() if factor > tables.SPREAD_LIMIT]
     if wide:
         print(
@@ -299,6 +326,19 @@ def combine(
             file=sys.stderr,
         )
     print(f"Written: {out}")
+
+
+def _check_repeated(trials: list[Path]) -> None:
+    """Raises InputError if a pair is named twice, which would count twice."""
+    places = [
+        (path / "trials.csv" if path.is_dir() else path).resolve() for path in trials
+    ]
+    repeated = sorted({str(p) for p in places if places.count(p) > 1})
+    if repeated:
+        raise InputError(
+            "Each pair may be named once, since it would count twice. Named twice: "
+            + ", ".join(repeated)
+        )
 
 
 def _without(trials: list[Path], leave_out: list[str]) -> list[Path]:

@@ -144,7 +144,7 @@ class ArmSettings(Section):
         return self
 
 
-_Strength = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+_Strength = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -443,6 +443,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configu
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
+    except RecursionError:
+        raise InputError(
+            f"{path} is not a configuration: it is nested too deeply."
+        ) from None
     for override in overrides:
         _apply(content, override)
     try:
@@ -462,7 +466,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     *sections, last = parts
     target: Any = content

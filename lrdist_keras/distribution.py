@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras._storage import write_text
+from lrdist_keras._storage import parse_json, write_text
 from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.groups import PatternScheme, Scheme
 
@@ -144,7 +144,7 @@ class Distribution:
             ValueError: If it is not a distribution; the message names the file.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(Path(path).read_bytes())
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise InputError(f'it must be a JSON object with "format": {FORMAT}')
             if missing := {"scheme", "rates"} - set(content):
@@ -154,13 +154,12 @@ class Distribution:
             provenance = content.get("provenance", {})
             if not isinstance(provenance, dict):
                 raise InputError('"provenance" must be a JSON object')
-            json.dumps(provenance, allow_nan=False)
             return cls(
                 scheme_from_json(content["scheme"]),
                 content["rates"],
                 provenance,
             )
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"{path} is not a distribution: {error}") from error
 
 

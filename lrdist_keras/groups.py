@@ -15,6 +15,9 @@ from lrdist_keras.errors import InputError
 
 Groups = Mapping[str, str | Sequence[str]]
 
+# No model has more; a damaged file may say so.
+MOST_LAYERS = 10_000
+MOST_GROUPS = 10_000
 _LAYER = re.compile(r"(?:^|/)transformer_layer_(\d+)(?:/|$)")
 
 # KerasHub's names for them: `token_embedding`, `embeddings_layer_norm`, `embeddings`, …
@@ -39,7 +42,7 @@ class Scheme:
         rounding: `"floor"` or `"ceil"`.
 
     Raises:
-        ValueError: If a number is below 1 or the rounding is unknown.
+        ValueError: If a number is below 1 or above 10,000, or the rounding is unknown.
     """
 
     layers: int
@@ -49,9 +52,10 @@ class Scheme:
     def __post_init__(self) -> None:
         for name in ("layers", "encoder_groups"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and 1 <= value <= MOST_LAYERS):
                 raise InputError(
-                    f"`{name}` must be an integer of at least 1. "
+                    f"`{name}` must be an integer from 1 to {MOST_LAYERS}. "
                     f"Received: {name}={value!r}"
                 )
         if self.rounding not in ("floor", "ceil"):
@@ -145,12 +149,17 @@ def normalize(groups: Groups) -> dict[str, tuple[str, ...]]:
     """Returns the groups with every value a tuple of patterns.
 
     Raises:
-        ValueError: If there is no group, or a group has no pattern or an empty one.
+        ValueError: If there is no group or too many, or a group has no pattern or an
+            empty one.
     """
     if not isinstance(groups, Mapping) or not groups:
         raise InputError(
             "`groups` must be a mapping from group name to one path pattern or a list "
             f"of them, with at least one group. Received: groups={groups!r}"
+        )
+    if len(groups) > MOST_GROUPS:
+        raise InputError(
+            f"`groups` must be at most {MOST_GROUPS}. Received: {len(groups)} groups"
         )
     result = {}
     for name, value in groups.items():

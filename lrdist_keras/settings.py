@@ -27,8 +27,8 @@ def _file_name(name: str) -> str:
 Name = Annotated[
     str, Field(pattern=r"^[^\s/][^/\n]*$", max_length=80), AfterValidator(_file_name)
 ]
-# Above the limits float32 would overflow in training.
-Rate = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
+LARGEST_RATE = 1e3  # far above it float32 would overflow in training
+Rate = Annotated[float, Field(gt=0, le=LARGEST_RATE, allow_inf_nan=False)]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 # What the authors' code does otherwise than arXiv 2404.01317 says. `Configuration` says

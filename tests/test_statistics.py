@@ -8,7 +8,8 @@ from scipy import special, stats
 
 from lrdist_keras.laboratory import metrics, paired_tests
 from lrdist_keras.laboratory.metrics import METRICS
-from lrdist_keras.laboratory.statistics import NoStatistics, compare_arms, summarize
+from lrdist_keras.laboratory.statistics import NoStatistics, compare_arms
+from lrdist_keras.laboratory.summaries import summarize
 
 
 def record(arm, seed, learned=True, sequence="a -> b", **values):

@@ -8,7 +8,8 @@ from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory.metrics import METRICS
-from lrdist_keras.laboratory.statistics import compare_arms, summarize
+from lrdist_keras.laboratory.statistics import compare_arms
+from lrdist_keras.laboratory.summaries import summarize
 from lrdist_keras.report import comparison_tables, figures, tables
 
 SCHEME = Scheme(2)

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lrdist_keras import machine
-from lrdist_keras._storage import replacing, without_nan, write_text
+from lrdist_keras._storage import finite_or_none, write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading, measures, metrics
+from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.measures import Measures
 from lrdist_keras.laboratory.metrics import METRICS
-from lrdist_keras.laboratory.run_folder import claim, cut_half_a_line, locked, read_runs
-from lrdist_keras.laboratory.statistics import (
-    FURTHER,
-    NoStatistics,
-    Statistics,
-    compare_arms,
-    summarize,
+from lrdist_keras.laboratory.records import (
+    append_run,
+    cut_half_a_line,
+    key_of,
+    lost_logits,
+    read_runs,
+    save_logits,
 )
+from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
+from lrdist_keras.laboratory.statistics import NoStatistics, Statistics, compare_arms
+from lrdist_keras.laboratory.summaries import FURTHER, summarize
+from lrdist_keras.settings import LARGEST_RATE
 from lrdist_keras.training.run import Observer, Run, TaskData
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.trainer import SequentialTrainer
@@ -60,7 +64,7 @@ class Comparison:
 
     def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
         """Returns the runs that are not done yet; seeds outermost, to have pairs."""
-        done = {(r["sequence"], r["arm"], r["seed"]) for r in read_runs(self.folder)}
+        done = set(map(key_of, read_runs(self.folder)))
         configuration = self.configuration
         return [
             (sequence, arm, seed)
@@ -103,38 +107,22 @@ class Comparison:
                 strategy = self.strategies[arm.name]
                 measurement = measured.begin(sequence.name, tasks, strategy, seed)
                 observer = Observer(on_steps, measurement.after_task)
-                with loading.errors_named(arm):
-                    run = self.trainer.run(
-                        tasks, rates, strategy, seed, observer=observer
-                    )
-                record = without_nan(
+                run = self.trainer.run(tasks, rates, strategy, seed, observer=observer)
+                record = finite_or_none(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
                     | _record(run, [task.name for task in tasks])
                     | measures.of_evaluations(run, tasks, self.sources, strategy)
                     | measurement.record(run)
                 )
-                self._save_logits(run, sequence, arm, seed)
-                line = json.dumps(record, allow_nan=False) + "\n"
-                with (self.folder / "runs.jsonl").open("ab") as file:
-                    file.write(line.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
+                file = self._logits_file(sequence, arm, seed)
+                record["logits"] = save_logits(self.folder, file, run.logits)
+                append_run(self.folder, record)
                 on_record(record)
         return self.records()
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the finished runs of this configuration, in its order."""
-        configuration = self.configuration
-        found = {
-            (r["sequence"], r["arm"], r["seed"]): r for r in read_runs(self.folder)
-        }
-        return [
-            found[key]
-            for sequence in configuration.sequences
-            for arm in configuration.arms
-            for seed in configuration.seeds
-            if (key := (sequence.name, arm.name, seed)) in found
-        ]
+        return ordered(self.configuration, read_runs(self.folder))
 
     def save_results(self, records: Sequence[dict[str, Any]]) -> None:
         """Writes `results.json`: configuration, versions, machine, tables and runs."""
@@ -150,7 +138,7 @@ class Comparison:
             "machine": machine.description(),
             "distributions": {n: d.to_json() for n, d in self.distributions.items()},
             "labels": {
-                sequence: [without_nan(asdict(row)) for row in rows]
+                sequence: [finite_or_none(asdict(row)) for row in rows]
                 for sequence, rows in self.labels.items()
             },
             "table": [
@@ -159,8 +147,8 @@ class Comparison:
                     "arm": s.arm,
                     "seeds": s.seeds,
                     "learned": s.learned,
-                    "mean": without_nan(s.mean),
-                    "standard_deviation": without_nan(s.deviation),
+                    "mean": finite_or_none(s.mean),
+                    "standard_deviation": finite_or_none(s.deviation),
                 }
                 for s in summarize(records, (*METRICS, *FURTHER))
             ],
@@ -170,15 +158,29 @@ class Comparison:
         text = json.dumps(results, indent=1, allow_nan=False)
         write_text(self.folder / "results.json", text + "\n")
 
-    def _save_logits(
-        self, run: Run, sequence: SequenceSettings, arm: ArmSettings, seed: int
-    ) -> None:
+    def _logits_file(
+        self, sequence: SequenceSettings, arm: ArmSettings, seed: int
+    ) -> str:
         configuration = self.configuration
         where = [configuration.sequences.index(sequence), configuration.arms.index(arm)]
-        name = "-".join(map(str, [*where, seed]))
-        arrays = {f"after_{i}_on_{j}": v for (i, j), v in run.logits.items()}
-        with replacing(self.folder / "logits" / f"{name}.npz") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return f"logits/{'-'.join(map(str, [*where, seed]))}.npz"
+
+
+def ordered(
+    configuration: Configuration, records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns the records that a configuration asks for, in its order.
+
+    A folder may hold runs of more seeds.
+    """
+    found = {key_of(record): record for record in records}
+    return [
+        found[key]
+        for sequence in configuration.sequences
+        for arm in configuration.arms
+        for seed in configuration.seeds
+        if (key := (sequence.name, arm.name, seed)) in found
+    ]
 
 
 def paired_statistics(
@@ -214,7 +216,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
     configuration = loading.resolved(configuration)
     if not configuration.arms:
         raise InputError("A comparison needs [[arms]], and the configuration has none.")
-    claim(configuration, folder)
+    records = check_claim(configuration, folder)
     given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
     names = {name for sequence in configuration.sequences for name in sequence.tasks}
     loaded = loading.load(configuration, names)
@@ -227,16 +229,84 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         for arm in configuration.arms
     }
     shifted = {s.name: loaded.shifted(s) for s in configuration.sequences}
+    tasks = {name: list(found.tasks.values()) for name, found in shifted.items()}
+    for arm in configuration.arms:
+        with loading.errors_named(arm):
+            for of_sequence in tasks.values():
+                loaded.trainer.check(
+                    of_sequence,
+                    distributions[arm.name],
+                    strategies[arm.name],
+                    configuration.seeds[0],
+                )
+    inputs = inputs_of(
+        configuration,
+        loaded.trainer.encoder,
+        loaded.tokenizer,
+        loaded.texts,
+        configuration.arms,
+    )
+    check_inputs(folder, inputs, bool(records))
+    _warn_of_lost_logits(folder, records)
+    claim(configuration, folder, inputs)
     return Comparison(
         configuration,
         folder,
         loaded.trainer,
-        {name: list(found.tasks.values()) for name, found in shifted.items()},
+        tasks,
         distributions,
         strategies,
         {n: text.source for f in shifted.values() for n, text in f.texts.items()},
         {name: found.label_table() for name, found in shifted.items()},
     )
+
+
+_FREE = ("data.cache", "data.download", "seeds", "search", "measures", "report")
+
+
+def check_claim(configuration: Configuration, folder: Path) -> list[dict[str, Any]]:
+    """Returns the finished runs of a folder, if they are of this configuration.
+
+    More seeds may be asked for, and other measures.
+
+    Raises:
+        InputError: If they are of another, or the folder is damaged.
+    """
+    records = read_runs(folder)
+    content = configuration.model_dump()
+    check_folder(folder, content, bool(records), "runs.jsonl", _FREE)
+    return records
+
+
+def claim(
+    configuration: Configuration, folder: Path, inputs: Mapping[str, Input]
+) -> None:
+    """Makes the folder that of this configuration, see `check_claim`.
+
+    Raises:
+        InputError: If it holds finished runs of another.
+        OSError: If it cannot be written to, or another process works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        check_claim(configuration, folder)
+        save_configuration(folder, configuration.model_dump())
+        save_inputs(folder, inputs)
+
+
+def _warn_of_lost_logits(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lost = [
+        f"{r['sequence']}, {r['arm']}, seed {r['seed']} ({r['logits']['file']})"
+        for r in records
+        if lost_logits(folder, r)
+    ]
+    if lost:
+        print(
+            f"lrdist: warning: logits in '{folder}' are missing, or are not those of "
+            "their run; to do a run again, remove its line from runs.jsonl. They are "
+            f"of: {'; '.join(lost)}",
+            file=sys.stderr,
+        )
 
 
 def arm_distribution(
@@ -245,7 +315,8 @@ def arm_distribution(
     """Returns the learning rates of an arm on the model's scheme.
 
     Raises:
-        ValueError: If its distribution is of another scheme and is not to be resampled.
+        ValueError: If its distribution is of another scheme and is not to be resampled,
+            or a rate is too large.
     """
     if given is None:
         rate = arm.rate or 0.0
@@ -260,7 +331,13 @@ def arm_distribution(
                 "fit it to the model."
             )
         given = given.resample(scheme)
-    return given if arm.rescale is None else given.rescaled(arm.rescale)
+    rates = given if arm.rescale is None else given.rescaled(arm.rescale)
+    if rates.reference_rate > LARGEST_RATE:
+        raise InputError(
+            f"Arm '{arm.name}': learning rates must be at most {LARGEST_RATE:g}. "
+            f"Received: {rates.reference_rate:g}"
+        )
+    return rates
 
 
 def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
@@ -269,6 +346,7 @@ def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
         "tasks": tasks,
         **{name: getattr(metrics, name)(matrix) for name in METRICS},
         "learned": metrics.learned(matrix, run.majority_rates, run.examples),
+        "diverged": run.diverged,
         "accuracy": matrix.tolist(),
         "majority_rates": run.majority_rates.tolist(),
         "examples": run.examples.tolist(),

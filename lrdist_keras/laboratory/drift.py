@@ -27,7 +27,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
         y: Features, shape [examples, other width].
 
     Returns:
-        The alignment, NaN where the features of one side do not vary.
+        The alignment, NaN where the features of one side do not vary or are not finite.
 
     Raises:
         ValueError: If the numbers of examples differ.
@@ -37,6 +37,8 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
             "`x` and `y` must hold features of the same examples. "
             f"Received: {len(x)} and {len(y)} examples"
         )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
     if not (np.ptp(x, axis=0).any() and np.ptp(y, axis=0).any()):
         return float("nan")
     x, y = (a.astype(np.float64) - a.mean(axis=0, dtype=np.float64) for a in (x, y))
@@ -61,19 +63,21 @@ def weight_drift(
         groups: Mapping from group name to path patterns.
 
     Returns:
-        By group, without those that hold none of the weights.
+        By group, without those that hold none of the weights; not finite where a weight
+        is not.
 
     Raises:
         ValueError: If a path is in no group or in several.
     """
     indices = np.array(partition(paths, groups, allow_empty=True))
-    moved, size = (
-        np.array([np.sum(np.square(w, dtype=np.float64)) for w in weights])
-        for weights in (
-            [np.subtract(a, b) for a, b in zip(after, before, strict=True)],
-            before,
+    with np.errstate(over="ignore", invalid="ignore"):  # weights that diverged
+        moved, size = (
+            np.array([np.sum(np.square(w, dtype=np.float64)) for w in weights])
+            for weights in (
+                [np.subtract(a, b) for a, b in zip(after, before, strict=True)],
+                before,
+            )
         )
-    )
     return {
         name: float(np.sqrt(moved[indices == i].sum() / size[indices == i].sum()))
         for i, name in enumerate(groups)
@@ -92,8 +96,8 @@ def probe_accuracy(
     A linear probe (arXiv 1610.01644): logistic regression with an L2 penalty on
     features standardised by the training examples. The strength with the best accuracy
     in 5-fold cross-validation of the training examples is taken, the strongest of
-    equals. On the features of task A after training on task B it tells features that
-    are lost from a head that no longer fits them.
+    equals; NaN where a feature is not finite. On the features of task A after training
+    on task B it tells features that are lost from a head that no longer fits them.
 
     Args:
         train: Features to fit the head on, shape [examples, width].
@@ -115,6 +119,8 @@ def probe_accuracy(
             "A probe needs at least two training examples of each of two classes, to "
             f"choose its penalty. Received, by class: {counts.tolist()}"
         )
+    if not (np.isfinite(train).all() and np.isfinite(validation).all()):
+        return float("nan")
     # Neighbours in the order of classes go to different folds: every class to all.
     folds = np.empty(len(train), int)
     order = np.random.default_rng(0).permutation(len(train))

@@ -38,7 +38,6 @@ from lrdist_keras.training.mlm_fisher import (
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.run import TaskData
 from lrdist_keras.training.strategies.base import Strategy
-from lrdist_keras.training.strategies.elastic import Overshoot
 from lrdist_keras.training.trainer import SequentialTrainer
 
 _CLUSTER_SEED = 0  # one for all runs, which compare arms on the same parts
@@ -236,14 +235,14 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
 
 @contextmanager
 def errors_named(arm: ArmSettings) -> Iterator[None]:
-    """Names the arm where its rates and its strength do not go together.
+    """Names the arm in the errors of what it asks for.
 
     Raises:
-        ValueError: If they do not.
+        InputError: The same, with the name of the arm.
     """
     try:
         yield
-    except Overshoot as error:
+    except InputError as error:
         raise InputError(f"Arm '{arm.name}': {error}") from error
 
 

@@ -14,7 +14,7 @@ from lrdist_keras.data.sampling import stratified
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.drift import linear_cka, probe_accuracy, weight_drift
 from lrdist_keras.models.layer_features import FeatureReader
-from lrdist_keras.training.run import Run, TaskData, training_subset
+from lrdist_keras.training.run import Run, TaskData, accuracy_of, training_subset
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.trainer import SequentialTrainer
 
@@ -125,7 +125,7 @@ class Measures:
         """Returns the accuracy of a head on the sample."""
         sample = self.sample(task)
         logits = self.trainer.evaluate(sample, weights, head)
-        return metrics.accuracy(logits, sample.labels)
+        return accuracy_of(logits, sample.labels)
 
 
 class Measurement:
@@ -234,7 +234,10 @@ class Measurement:
         return _subset(train, self.settings.probe_examples)
 
     def _probe(self, run: Run, i: int, j: int) -> float:
-        """Returns the accuracy on task j after task i; NaN of too few examples."""
+        """Returns the accuracy on task j after task i.
+
+        NaN of too few examples, and of features that are not finite.
+        """
         labels = self._probed(j).labels
         if np.sum(np.bincount(labels) >= 2) < 2:
             return float("nan")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras.errors import InputError
+from lrdist_keras.training.run import accuracy_of
 
 
 def a1(matrix: np.ndarray) -> float:
@@ -50,7 +51,7 @@ def task_forgetting(matrix: np.ndarray) -> np.ndarray:
     f_j = max over i < T of R[i, j], minus R[T, j]: the terms of equation 3 of arXiv
     1801.10112, the maximum over what was evaluated.
     """
-    return np.nanmax(matrix[:-1, :-1], axis=0) - matrix[-1, :-1]
+    return np.fmax.reduce(matrix[:-1, :-1], axis=0) - matrix[-1, :-1]
 
 
 def average_accuracy(matrix: np.ndarray) -> float:
@@ -137,22 +138,20 @@ def learned_tasks(
     return np.diag(matrix) > majority_rates + 2 * error
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of examples whose largest logit is that of their label."""
-    return float(np.mean(np.argmax(logits, axis=1) == labels))
-
-
 def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns Matthews' correlation of predicted and true classes, in [-1, 1].
 
     The metric of CoLA in GLUE (arXiv 1804.07461). Of two classes it is
     (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)), Pearson's
-    correlation of the two class numbers; 0 where one of them does not vary.
+    correlation of the two class numbers; 0 where one of them does not vary, NaN where a
+    logit is not finite.
 
     Raises:
         ValueError: If there are not two classes.
     """
     predicted = _positive(logits)
+    if not np.isfinite(logits).all():
+        return math.nan
     if len(np.unique(predicted)) < 2 or len(np.unique(labels)) < 2:
         return 0.0
     return float(np.corrcoef(predicted, labels)[0, 1])
@@ -161,12 +160,16 @@ def matthews(logits: np.ndarray, labels: np.ndarray) -> float:
 def f1(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns 2 TP / (2 TP + FP + FN) of class 1; 0 where that is 0 / 0.
 
+    NaN where a logit is not finite.
+
     The metric of MRPC and QQP in GLUE (arXiv 1804.07461), beside the accuracy.
 
     Raises:
         ValueError: If there are not two classes.
     """
     predicted = _positive(logits)
+    if not np.isfinite(logits).all():
+        return math.nan
     hits = np.sum(predicted & (labels == 1))
     found = np.sum(predicted) + np.sum(labels == 1)
     return float(2 * hits / found) if found else 0.0
@@ -187,14 +190,14 @@ def task_metrics(
     """
     if source == "glue/cola":
         return {"matthews": matthews(logits, labels)}
-    found = {"accuracy": accuracy(logits, labels)}
+    found = {"accuracy": accuracy_of(logits, labels)}
     if source in ("glue/mrpc", "glue/qqp"):
         found = {"f1": f1(logits, labels), **found}
     return found
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Returns the expected calibration error, in [0, 1].
+    """Returns the expected calibration error, in [0, 1]; NaN of logits not finite.
 
     Equation 3 of arXiv 1706.04599: with the confidence (largest probability) of each
     example in bins ((m - 1) / M, m / M], the sum over bins of
@@ -205,6 +208,8 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
         labels: True class numbers, shape [examples].
         bins: Number M of bins of equal width.
     """
+    if not np.isfinite(logits).all():
+        return math.nan
     shifted = logits.astype(np.float64) - np.max(logits, axis=1, keepdims=True)
     probabilities = np.exp(shifted) / np.sum(np.exp(shifted), axis=1, keepdims=True)
     confidence = np.max(probabilities, axis=1)
@@ -247,6 +252,7 @@ def validation_error(record: Mapping[str, Any], metric: str) -> float:
     final = np.sum(variance[-1, :-1])
     if metric == "p_o":
         return math.sqrt(final) / earlier
-    best = np.nanargmax(accuracy[:-1, :-1], axis=0)
+    known = np.where(np.isnan(accuracy), -np.inf, accuracy)
+    best = np.argmax(known[:-1, :-1], axis=0)
     before = np.sum(variance[best, np.arange(earlier)])
     return math.sqrt(final + before) / earlier

@@ -1,4 +1,4 @@
-"""What several runs say together: means, paired differences, and what they prove.
+"""What several runs prove: paired differences between arms, with intervals and tests.
 
 Runs of one seed share initial heads, data order and subsets, so arms are compared by
 their differences within a seed. One comparison is one arm, one metric and one sequence;
@@ -8,14 +8,15 @@ Student-t interval and the corrected exact test agree.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from lrdist_keras._storage import without_nan
-from lrdist_keras.laboratory.metrics import METRICS, validation_error
+from lrdist_keras._storage import finite_or_none
+from lrdist_keras.laboratory.metrics import validation_error
 from lrdist_keras.laboratory.paired_tests import (
     Decision,
     bca_interval,
@@ -26,43 +27,11 @@ from lrdist_keras.laboratory.paired_tests import (
     two_level_interval,
 )
 
-# What a table shows beside them, where the records hold it.
-FURTHER = (
-    "average_accuracy",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-    "probe_after",
-    "probe_p_o",
-)
-_OF_LEARNED = ("forgetting", "backward_transfer")
 COMPARED = ("reward", "p_s", "p_o", "forgetting", "a1")
 
 
 class NoStatistics(ValueError):
     """There is nothing that differences between the arms could be taken of."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The runs of one arm on one sequence.
-
-    Args:
-        sequence: Name of the sequence.
-        arm: Name of the arm.
-        mean: Mean of each metric over the seeds; NaN where there is nothing to average.
-        deviation: Standard deviation (n - 1) over the seeds; NaN for one seed.
-        seeds: Number of runs.
-        learned: Number of runs that learned every task. The others are left out of
-            forgetting and backward transfer: who learned nothing forgets nothing.
-    """
-
-    sequence: str
-    arm: str
-    mean: Mapping[str, float]
-    deviation: Mapping[str, float]
-    seeds: int
-    learned: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +43,7 @@ class Difference:
         arm: Name of the arm.
         metric: One of `COMPARED`.
         pairs: Number of differences: seeds, or sequences where it is over all.
-        not_learned: Pairs left out because a run did not learn.
+        not_learned: Pairs left out because a run did not learn, or diverged.
         outside: Pairs left out because the arm's p_s lies outside the flat-rate curve.
         decision: Mean, interval, test and mark.
         bootstrap: 95 % interval of the bootstrap: BCa over seeds, of two levels over
@@ -107,6 +76,7 @@ class Statistics:
         validation_errors: Per sequence and metric the binomial standard error that the
             finite validation sets leave in one run of the reference.
         not_learned: Number of runs that did not learn, by arm.
+        diverged: Number of those in which a number stopped being finite, by arm.
         runs: Number of runs.
     """
 
@@ -116,11 +86,12 @@ class Statistics:
     equal_p_s: tuple[Difference, ...] | None
     validation_errors: Mapping[str, Mapping[str, float]]
     not_learned: Mapping[str, int]
+    diverged: Mapping[str, int]
     runs: int
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content as JSON can hold it, None for what is not a number."""
-        return without_nan(asdict(self))
+        return finite_or_none(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -133,48 +104,6 @@ class _Sample:
     values: np.ndarray
     not_learned: int = 0
     outside: int = 0
-
-
-def summarize(
-    records: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS
-) -> list[Summary]:
-    """Returns mean and standard deviation over the seeds per sequence and arm.
-
-    Args:
-        records: Runs, one mapping of each as `runs.jsonl` holds them.
-        names: Numbers in the records; of those without one the others count.
-    """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault((record["sequence"], record["arm"]), []).append(record)
-    summaries = []
-    for (sequence, arm), runs in groups.items():
-        values = {
-            name: np.array(
-                [
-                    run[name]
-                    for run in runs
-                    if run.get(name) is not None
-                    and (name not in _OF_LEARNED or run["learned"])
-                ]
-            )
-            for name in names
-        }
-        nan = float("nan")
-        summaries.append(
-            Summary(
-                sequence,
-                arm,
-                {n: float(v.mean()) if len(v) else nan for n, v in values.items()},
-                {
-                    n: float(v.std(ddof=1)) if len(v) > 1 else nan
-                    for n, v in values.items()
-                },
-                len(runs),
-                sum(run["learned"] for run in runs),
-            )
-        )
-    return summaries
 
 
 def compare_arms(
@@ -212,17 +141,14 @@ def compare_arms(
         for arm in arms
         if arm != reference and _has(arms[arm], metric)
     ]
-    counts: dict[str, int] = {}
-    for record in records:
-        if not record["learned"]:
-            counts[record["arm"]] = counts.get(record["arm"], 0) + 1
     return Statistics(
         reference,
         _differences(samples),
         _over_sequences(samples),
         _at_equal_p_s(runs, flat_rates) if len(flat_rates) > 1 else None,
         {name: _validation_errors(arms[reference]) for name, arms in runs.items()},
-        counts,
+        dict(Counter(r["arm"] for r in records if not r["learned"])),
+        dict(Counter(r["arm"] for r in records if r.get("diverged"))),
         len(records),
     )
 
@@ -261,17 +187,22 @@ def _check(runs: Mapping[str, Mapping[str, Mapping[int, Any]]], reference: str) 
 
 
 def _validation_errors(of_seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
-    return {
-        metric: float(
-            np.mean([validation_error(run, metric) for run in of_seeds.values()])
-        )
+    found = {
+        metric: [
+            validation_error(run, metric)
+            for run in of_seeds.values()
+            if run[metric] is not None
+        ]
         for metric in COMPARED
-        if _has(of_seeds, metric)
+    }
+    return {
+        metric: float(np.mean(errors)) for metric, errors in found.items() if errors
     }
 
 
 def _has(of_seeds: Mapping[int, Mapping[str, Any]], metric: str) -> bool:
-    return all(record[metric] is not None for record in of_seeds.values())
+    """Whether a run has the metric: one task has no p_o, what diverged has nothing."""
+    return any(record[metric] is not None for record in of_seeds.values())
 
 
 def _paired(
@@ -281,12 +212,17 @@ def _paired(
     runs: Mapping[int, Mapping[str, Any]],
     others: Mapping[int, Mapping[str, Any]],
 ) -> _Sample:
-    """Differences of one arm to another, by seed; forgetting only of what learned."""
+    """Differences of one arm to another, by seed; forgetting only of what learned.
+
+    Runs that diverged have no metric, and their pairs do not count.
+    """
     pairs = [(runs[seed], others[seed]) for seed in sorted(runs)]
     counted = [
         (one[metric], other[metric])
         for one, other in pairs
-        if metric != "forgetting" or (one["learned"] and other["learned"])
+        if one[metric] is not None
+        and other[metric] is not None
+        and (metric != "forgetting" or (one["learned"] and other["learned"]))
     ]
     values = _rounded([one - other for one, other in counted])
     return _Sample(sequence, arm, metric, values, len(pairs) - len(counted))

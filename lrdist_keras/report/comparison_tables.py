@@ -12,12 +12,8 @@ from rich.table import Table
 
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.paired_tests import FLIPS, LEVEL, MOST_PAIRS, POWER
-from lrdist_keras.laboratory.statistics import (
-    FURTHER,
-    Difference,
-    Statistics,
-    summarize,
-)
+from lrdist_keras.laboratory.statistics import Difference, Statistics
+from lrdist_keras.laboratory.summaries import FURTHER, summarize
 from lrdist_keras.report.cells import empty_table, short
 
 _METRIC_NAMES = {
@@ -197,6 +193,9 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
             f"{count} of {statistics.runs} runs did not learn ({arms}); their pairs "
             "are left out of forgetting, and n is red."
         )
+    if lost := statistics.diverged:
+        arms = ", ".join(f"{a}: {n}" for a, n in lost.items())
+        caption.append(f"Runs that diverged ({arms}) are left out of every metric.")
     sequences = list(dict.fromkeys(d.sequence for d in statistics.paired))
     tables = []
     for sequence in sequences:

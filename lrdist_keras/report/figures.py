@@ -139,7 +139,10 @@ def _draw_similarity(
 def _draw_range(
     axis: Any, values: list[list[float]], arm: str, index: int, first: int = 0
 ) -> None:
-    table = np.array(values)
+    table = np.array(values, float)  # None, of runs that diverged, becomes NaN
+    table = table[np.isfinite(table).all(axis=1)]
+    if not len(table):
+        return
     position = first + np.arange(table.shape[1])
     style = _style(index)
     axis.plot(position, table.mean(axis=0), label=_literal(arm), lw=1.2, ms=5, **style)
@@ -273,7 +276,9 @@ def _draw_curves(
         curves = [
             record["curves"][last]
             for record in runs
-            if record["arm"] == arm and last in record["curves"]
+            if record["arm"] == arm
+            and last in record["curves"]
+            and None not in record["curves"][last]["accuracy"][first]
         ]
         for curve in curves:
             axis.plot(

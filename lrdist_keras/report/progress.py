@@ -128,7 +128,7 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
             print(
                 f"[{done}/{len(pending)}] {record['sequence']}, {record['arm']}, seed "
                 f"{record['seed']}: {values}"
-                f"{'' if record['learned'] else ' (did not learn)'}; "
+                f"{_fate(record)}; "
                 f"{record['seconds']:.0f} s, "
                 f"{record['examples_per_second']:.0f} examples/s, "
                 f"{record['compilations']} compilations",
@@ -136,3 +136,9 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
             )
 
         return prepared.run(started, lambda n: progress.advance(bar, n), finished)
+
+
+def _fate(record: dict[str, Any]) -> str:
+    if record["diverged"]:
+        return " (diverged: weights or moments are not finite)"
+    return "" if record["learned"] else " (did not learn)"

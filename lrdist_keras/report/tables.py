@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrdist_keras.distribution import Distribution
-from lrdist_keras.laboratory.statistics import Summary
+from lrdist_keras.laboratory.summaries import Summary
 from lrdist_keras.report.cells import empty_table, short, with_deviation
 from lrdist_keras.search.trials import OF_TRIALS
 
@@ -72,11 +72,18 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
             learned = f"[red]{learned}[/red]"
         names = [s.sequence, s.arm] if several else [s.arm]
         table.add_row(*map(escape, names), *cells, learned)
-    table.caption = (
+    caption = (
         "Mean ± standard deviation over the seeds. learned: runs in which every task "
         "got 2 standard errors above its majority rate; the others (red) are left out "
         "of forgetting."
     )
+    lost = [f"{s.arm} ({s.diverged} of {s.seeds})" for s in summaries if s.diverged]
+    if lost:
+        caption += (
+            f" Diverged, with weights or moments that are not finite, and left out of "
+            f"every mean: {', '.join(lost)}."
+        )
+    table.caption = escape(caption)
     return table
 
 

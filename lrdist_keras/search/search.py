@@ -19,10 +19,11 @@ from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.sampling import search_slice
-from lrdist_keras.distribution import Distribution
+from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading, metrics
-from lrdist_keras.laboratory.run_folder import claim_folder, locked
+from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
+from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
 from lrdist_keras.search.oracle import (
     SEED,
     BayesianHyperbandOracle,
@@ -42,6 +43,8 @@ from lrdist_keras.training.strategies.plain import Plain
 from lrdist_keras.training.trainer import SequentialTrainer
 
 _COLUMNS = ("a1", "p_s", "p_o", "reward")
+# What may differ between two starts of a search.
+_FREE = ("data.cache", "data.download", "seeds", "measures", "report")
 _PLAIN = Plain()
 
 
@@ -263,7 +266,6 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
         OSError: If an input is missing or the folder cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     configuration = loading.resolved(configuration)
     settings = configuration.search
     sequence = search_sequence(configuration)
@@ -271,18 +273,21 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     arm = configuration.search_arm
     # Of the arms only that one counts, wherever it stands.
     own = configuration.model_copy(update={"arms": [arm]}) if arm else configuration
-    free = ("data.cache", "data.download", "seeds", "measures", "report")
-    with locked(folder):
-        claim_folder(
-            folder,
-            own.model_dump(),
-            has_results=state.is_file(),
-            results=f"{PROJECT}/oracle.json",
-            free=free if arm else (*free, "arms"),
-        )
+    content = own.model_dump()
+    free = _FREE if arm else (*_FREE, "arms")
+    check_folder(folder, content, state.is_file(), f"{PROJECT}/oracle.json", free)
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})
-    loaded = loading.load(configuration, sequence.tasks).shifted(sequence)
+    whole = loading.load(configuration, sequence.tasks)
+    inputs = inputs_of(
+        configuration,
+        whole.trainer.encoder,
+        whole.tokenizer,
+        whole.texts,
+        [arm] if arm else [],
+    )
+    check_inputs(folder, inputs, state.is_file())
+    loaded = whole.shifted(sequence)
     tasks = []
     for name, task in loaded.tasks.items():
         if "report_on_tuning_split" in configuration.compat:
@@ -304,20 +309,31 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
             )
         )
     strategy = loading.arm_strategy(configuration, arm, loaded) if arm else _PLAIN
-    fingerprint = _fingerprint(configuration)
+    with loading.errors_named(arm) if arm else nullcontext():
+        loaded.trainer.check(
+            tasks, flat(settings.high, loaded.trainer.scheme), strategy, settings.seed
+        )
     oracle = make_oracle(
-        settings, loaded.trainer.scheme, fingerprint, getattr(strategy, STRENGTH, None)
+        settings,
+        loaded.trainer.scheme,
+        _fingerprint(configuration, inputs),
+        getattr(strategy, STRENGTH, None),
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        save_configuration(folder, content)
+        save_inputs(folder, inputs)
     return Search(configuration, folder, loaded.trainer, tasks, oracle, strategy, arm)
 
 
-def _fingerprint(configuration: Configuration) -> str:
+def _fingerprint(configuration: Configuration, inputs: Mapping[str, Input]) -> str:
     """Returns a hash of what the trials of all workers must have in common."""
     content = configuration.model_dump(
         exclude={"name", "arms", "seeds", "data", "measures", "report"}
     )
     arm = configuration.search_arm
     content["arm"] = arm.model_dump() if arm else None
+    content["inputs"] = {name: entry.sha256 for name, entry in inputs.items()}
     # The same weights may lie elsewhere on another machine.
     del content["model"]["preset"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -32,7 +32,7 @@ class Course:
         evaluator: The evaluator of the encoder that is trained.
         carries_moments: Whether Adam's moments go on from task to task.
         subsets: Training examples of each task.
-        weights: The encoder's weights as they are now.
+        weights: The encoder's weights as they are now; none before `restart`.
         heads: Kernel and bias of each task, as they are now.
         model_state: The encoder's other variables, as they are now.
         moments: What is kept of Adam between trainings, or None.
@@ -55,7 +55,6 @@ class Course:
     def __post_init__(self) -> None:
         tasks, seed, encoder = self.tasks, self.seed, self.evaluator.step.encoder
         self.subsets = [training_subset(t, seed, i) for i, t in enumerate(tasks)]
-        self.restart(encoder.weights)
         self.heads = [
             copied(new_head(task.classes, encoder.width, self.rng(Purpose.HEAD, i)))
             for i, task in enumerate(tasks)

@@ -106,7 +106,7 @@ class Run:
 
     Args:
         accuracy: Accuracy at [after task, on task], NaN where a task was not yet
-            trained, shape [tasks, tasks].
+            trained and from where the run diverged, shape [tasks, tasks].
         majority_rates: Share of the most frequent validation class, shape [tasks].
         examples: Number of validation examples, shape [tasks].
         curves: Per later task, what its training did to the earlier ones.
@@ -114,6 +114,8 @@ class Run:
             shape [examples, classes], in the order of the validation examples.
         features: What the heads saw there, float32, shape [examples, width], of each
             task after its own training and after the last one.
+        diverged: Whether a number stopped being finite in training: a weight, one of
+            the optimizer's moments, or a logit.
         seconds: Wall-clock time of the run.
         training_seconds: Time in training steps; in a first run programs are compiled
             beside them.
@@ -129,6 +131,7 @@ class Run:
     curves: dict[str, Curve]
     logits: dict[tuple[int, int], np.ndarray]
     features: dict[tuple[int, int], np.ndarray]
+    diverged: bool
     seconds: float
     training_seconds: float
     compile_seconds: float
@@ -137,5 +140,17 @@ class Run:
 
 
 def accuracy_of(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of examples whose largest logit is that of the label."""
+    """Returns the share of examples whose largest logit is that of the label.
+
+    NaN where a logit is not finite: the largest of such numbers says nothing.
+    """
+    if not np.isfinite(logits).all():
+        return float("nan")
     return float(np.mean(np.argmax(logits, axis=1) == labels))
+
+
+def all_finite(arrays: Any) -> bool:
+    """Returns whether every number in a tree of arrays is finite."""
+    import jax
+
+    return all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(arrays))

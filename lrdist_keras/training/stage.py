@@ -16,7 +16,14 @@ from lrdist_keras.settings import Fault, TrainingSettings
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.plan import Part, Plan, Stage, Terms
-from lrdist_keras.training.run import Curve, Observer, Purpose, accuracy_of, generator
+from lrdist_keras.training.run import (
+    Curve,
+    Observer,
+    Purpose,
+    accuracy_of,
+    all_finite,
+    generator,
+)
 from lrdist_keras.training.step import Clock, TrainState
 from lrdist_keras.training.token_rows import UsedRows, held_rows
 
@@ -33,6 +40,7 @@ class Journal:
     start: float = field(default_factory=time.perf_counter)
     training: float = 0.0
     trained: int = 0
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,9 @@ class StageTrainer:
             journal.observer.on_steps(part.steps)
             state = self._stop(course, training, state, done)
         self._take(course, training, state)
+        # A moment that overflowed stays infinite, and its weight would never move.
+        trained = (state.weights, state.heads, state.optimizer)
+        journal.diverged = journal.diverged or not all_finite(trained)
         if course.moments is not None:
             course.moments.keep(state.optimizer, stage.active, done, stage.probe)
         return training.curve

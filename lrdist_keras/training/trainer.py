@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -131,6 +132,34 @@ class SequentialTrainer:
             ValueError: If a distribution is of another scheme, or if the model or the
                 data do not allow the strategy.
         """
+        trainer = self._of(strategy)
+        course = trainer._course(tasks, rates, seed, budget)
+        strategy.check(course)
+        course.restart(trainer.encoder.weights)
+        try:
+            return trainer._follow(course, strategy, observer)
+        except BaseException:
+            # Or the process would not end before all of it is compiled.
+            self.compiler.cancel()
+            raise
+
+    def check(
+        self,
+        tasks: Sequence[TaskData],
+        rates: Distribution | Sequence[Distribution],
+        strategy: Strategy,
+        seed: int,
+    ) -> None:
+        """Raises what `run` would raise for the same arguments; trains nothing."""
+        strategy.check(self._of(strategy)._course(tasks, rates, seed, 1.0))
+
+    def _course(
+        self,
+        tasks: Sequence[TaskData],
+        rates: Distribution | Sequence[Distribution],
+        seed: int,
+        budget: float,
+    ) -> Course:
         of_each = [rates] * len(tasks) if isinstance(rates, Distribution) else rates
         if len(of_each) != len(tasks):
             raise InputError(
@@ -143,15 +172,8 @@ class SequentialTrainer:
                     f"The distribution is of the scheme {distribution.scheme}, the "
                     f"model of {self.scheme}; resample it first."
                 )
-        trainer, carries = self._of(strategy), "carry_moments" in self.compat
-        course = Course(tasks, of_each, seed, budget, trainer.evaluator, carries)
-        strategy.check(course)
-        try:
-            return trainer._follow(course, strategy, observer)
-        except BaseException:
-            # Or the process would not end before all of it is compiled.
-            self.compiler.cancel()
-            raise
+        carries = "carry_moments" in self.compat
+        return Course(tasks, of_each, seed, budget, self.evaluator, carries)
 
     def evaluate(
         self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
@@ -220,6 +242,7 @@ class SequentialTrainer:
             curves={name: journal.curves[name] for name in later},
             logits=journal.logits,
             features=journal.features,
+            diverged=journal.diverged,
             seconds=time.perf_counter() - journal.start,
             training_seconds=journal.training,
             compile_seconds=compiler.seconds - waited,
@@ -243,4 +266,5 @@ class SequentialTrainer:
             if i in (j, last):
                 journal.features[i, j] = seen
             found = accuracy_of(journal.logits[i, j], task.validation.labels)
-            journal.accuracy[i, j] = found
+            journal.diverged = journal.diverged or math.isnan(found)
+            journal.accuracy[i, j] = math.nan if journal.diverged else found

@@ -110,8 +110,12 @@ def average(previous: Sequence[Any], new: Sequence[Any], alpha: Any) -> list[Any
 
 
 def best_alpha(score: Callable[[float], float]) -> float:
-    """Returns which of 0, 0.1, …, 1 scores best, of equals the smallest."""
-    return float(_ALPHAS[np.argmax([score(float(alpha)) for alpha in _ALPHAS])])
+    """Returns which of 0, 0.1, …, 1 scores best, of equals the smallest.
+
+    What is not finite, the score of a model that diverged, is the worst.
+    """
+    scores = np.array([score(float(alpha)) for alpha in _ALPHAS])
+    return float(_ALPHAS[np.argmax(np.where(np.isfinite(scores), scores, -np.inf))])
 
 
 def averaging_steps(total: int, period: float) -> set[int]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # a configuration is read before JAX is there
     from lrdist_keras.training.run import TaskData
 
 TextFisher = Callable[[str, int], Sequence[Any]]
-# The factor of a penalty; above the limit float32 would overflow in training.
-Strength = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+# The factor of a penalty. Far above the limit the square of its gradient, which Adam
+# keeps, would overflow in float32.
+Strength = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 
 
 class Strategy(Section):
@@ -40,6 +41,11 @@ class Strategy(Section):
     def name(self) -> str:
         """What `strategy` is set to in a configuration."""
         return getattr(self, "strategy")  # noqa: B009
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of files that runs depend on, relative to `data.dir`."""
+        return ()
 
     def plan(self, tasks: Sequence[TaskData]) -> list[Visit]:
         """Returns which task has its turn when, and how large its trainings are."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lrdist_keras.training.penalties import QuadraticPenalty
 
 
-class Overshoot(ValueError):
+class Overshoot(InputError):
     """Learning rate and strength together would overshoot what is pulled to."""
 
 
@@ -96,6 +96,11 @@ class EwcPretraining(_Penalised):
         if not self.raw_text:
             raise InputError("the strategy 'ewc_pretraining' needs `raw_text`")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The text that the Fisher is of."""
+        return (self.raw_text,)
 
     def prepared(self, text_fisher: TextFisher) -> Self:
         """Returns this strategy with the Fisher of the pretrained weights."""
