@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import jaxprs_in_params, primitives
+from record_cases import record, write_runs
 
 from lrdist_keras import config, machine
 from lrdist_keras.config import DataSettings, TaskSettings, TrainingSettings
 from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer
-from lrdist_keras.laboratory import comparison, loading, run_folder
-from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory import comparison, loading
 from lrdist_keras.machine import cpu_flags
 from lrdist_keras.models import bfloat16
 from lrdist_keras.models.bfloat16 import bfloat16_products, in_precision, resolve
@@ -499,9 +499,8 @@ def test_runs_of_two_precisions_do_not_mix(toml, tmp_path, monkeypatch):
     assert search._fingerprint(amx) != search._fingerprint(other)
 
     compared, searched = tmp_path / "compared", tmp_path / "searched"
-    run_folder.claim(other, compared)
-    record = {"sequence": "s", "arm": "a", "seed": 0, **dict.fromkeys(METRICS)}
-    (compared / "runs.jsonl").write_text(json.dumps(record) + "\n")
+    comparison.claim(other, compared, {})
+    write_runs(compared, record())
     (searched / "search").mkdir(parents=True)
     (searched / "search" / "oracle.json").write_text("{}")
     text = json.dumps(other.model_dump())

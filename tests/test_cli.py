@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from record_cases import record, write_runs
 
 from lrdist_keras.distribution import Distribution, kenneweg2022
 
@@ -95,7 +96,7 @@ def test_compare_from_beginning_to_end(config, tmp_path):
         assert wanted in result.stdout
     assert {path.name for path in out.iterdir()} == {
         "configuration.json", "runs.jsonl", "logits", "results.json", "comparison.png",
-        "drift.png", ".lock",
+        "drift.png", ".lock", "inputs.json",
     }  # fmt: skip
     assert json.loads((out / "configuration.json").read_text())["seeds"] == [3]
 
@@ -128,14 +129,12 @@ def test_a_comparison_says_which_faults_were_on(config, tmp_path):
 
 
 def lines_of_runs(arms, seeds):
-    keys = ("a1", "p_s", "p_o", "reward", "forgetting")
-    values = {"accuracy": [[0.5, None], [0.5, 0.5]], "examples": [100, 400]}
+    def accuracy(arm, seed):
+        found = 0.5 + arms.index(arm) / 10 + seed / 100
+        return ((found, None), (found, found))
+
     return [
-        json.dumps(
-            {"sequence": "first -> second", "arm": arm, "seed": seed, "learned": True}
-            | values
-            | dict.fromkeys(keys, 0.5 + arms.index(arm) / 10 + seed / 100)
-        )
+        json.dumps(record(arm, seed, "first -> second", accuracy(arm, seed)))
         for arm in arms
         for seed in seeds
     ]
@@ -145,7 +144,8 @@ def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path
     from lrdist_keras.config import load
 
     (tmp_path / "c.toml").write_text(toml)
-    chosen = load(tmp_path / "c.toml", ["report.reference=kenneweg"])
+    overrides = ["report.reference=kenneweg", f"seeds={list(range(7))}"]
+    chosen = load(tmp_path / "c.toml", overrides)
     (tmp_path / "configuration.json").write_text(chosen.model_dump_json())
     lines = lines_of_runs(["flat", "ewc", "kenneweg"], range(7))
     (tmp_path / "runs.jsonl").write_text("\n".join(lines) + "\n")
@@ -164,6 +164,12 @@ def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path
     assert shown.returncode == 0, shown.stderr
     assert "'flat' on 'first -> second' has [6] more" in shown.stdout
     assert "p_s + p_o" in shown.stdout and "Differences to" not in shown.stdout
+
+    # As in results.json, runs of seeds that are no longer asked for do not count.
+    fewer = load(tmp_path / "c.toml", ["seeds=[0, 1]"])
+    (tmp_path / "configuration.json").write_text(fewer.model_dump_json())
+    shown = lrdist("show", tmp_path)
+    assert shown.returncode == 0 and "2/2" in shown.stdout and "7/7" not in shown.stdout
 
 
 def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
@@ -229,9 +235,7 @@ def test_an_output_folder_of_another_configuration(config, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "configuration.json").write_text('{"name": "another"}')
-    record = {"sequence": "a -> b", "arm": "x", "seed": 0, "learned": True}
-    record |= dict.fromkeys(["a1", "p_s", "p_o", "reward", "forgetting"], 0.5)
-    (out / "runs.jsonl").write_text(json.dumps(record) + "\n")
+    write_runs(out, record())
     message = refused("compare", config, "--out", out)
     assert "belongs to another configuration" in message
 

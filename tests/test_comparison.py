@@ -1,13 +1,15 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+from record_cases import record, write_runs
 
 from lrdist_keras import config
 from lrdist_keras.config import ArmSettings
 from lrdist_keras.distribution import kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
-from lrdist_keras.laboratory import comparison, run_folder
+from lrdist_keras.laboratory import comparison
 from lrdist_keras.laboratory.metrics import METRICS
 
 
@@ -18,11 +20,6 @@ def configuration(tmp_path, toml):
         return config.load(tmp_path / "c.toml", overrides)
 
     return configuration
-
-
-def line(seed):
-    record = {"sequence": "a -> b", "arm": "x", "seed": seed}
-    return json.dumps(record | dict.fromkeys(METRICS, 0.5))
 
 
 def nothing(*arguments):
@@ -43,36 +40,31 @@ def test_an_arms_rates():
 
 def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configuration):
     folder = tmp_path / "out"
-    run_folder.claim(configuration("training.epochs=3"), folder)
-    run_folder.claim(configuration(), folder)  # nothing has run yet
-    (folder / "runs.jsonl").write_text(line(0) + "\n")
-    run_folder.claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
+    claim = partial(comparison.claim, inputs={})
+    claim(configuration("training.epochs=3"), folder)
+    claim(configuration(), folder)  # nothing has run yet
+    write_runs(folder, record())
+    claim(configuration("seeds=[0,1,2]", "data.cache=/else"), folder)
     with pytest.raises(
         ValueError, match="another configuration.*arms.0.rate, comp.*, tra.*epochs"
     ):
         other = ("training.epochs=2", "arms.0.rate=1", 'compat=["no_shuffling"]')
-        run_folder.claim(configuration(*other), folder)
+        claim(configuration(*other), folder)
     # As does one that an older version made, which measured nothing more.
     old = json.loads((folder / "configuration.json").read_text())
     del old["measures"]
     (folder / "configuration.json").write_text(json.dumps(old))
-    run_folder.claim(configuration("measures.probe=false"), folder)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "runs.jsonl").write_text("")
+    claim(configuration("measures.probe=false"), folder)
+    write_runs(tmp_path / "foreign", record())
     with pytest.raises(ValueError, match=r"without a configuration\.json"):
-        run_folder.claim(configuration(), tmp_path / "foreign")
-
-
-def test_half_a_line_is_cut_off_and_a_damaged_one_is_named(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    path.write_text(f'{line(0)}\n{{"seed": 1')
-    assert [r["seed"] for r in run_folder.read_runs(tmp_path)] == [0]
-    run_folder.cut_half_a_line(tmp_path)
-    assert path.read_text() == line(0) + "\n"
-    for damaged in ('{"seed": ', "{}", "1", "", "[]"):
-        path.write_text(f"{line(0)}\n{damaged}\n{line(2)}\n")
-        with pytest.raises(ValueError, match="line 2 is damaged"):
-            run_folder.read_runs(tmp_path)
+        claim(configuration(), tmp_path / "foreign")
+    # What a first record left that did not fit on the disk is no result.
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "runs.jsonl").write_text('{"sequence": "a')
+    claim(configuration(), tmp_path / "full")
+    (folder / "configuration.json").write_text('{"name": ')
+    with pytest.raises(ValueError, match=r"configuration\.json is damaged"):
+        claim(configuration(), folder)
 
 
 def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):
