@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lrdist_keras import interrupts
 from lrdist_keras.errors import InputError, SearchFailed
 from lrdist_keras.machine import take_large_pages
 from lrdist_keras.report.progress import run_comparison, run_search
@@ -77,7 +78,8 @@ def compare(
         console.print(table)
     console.print(tables.labels_table(prepared.labels))
     with _input_errors():
-        records = run_comparison(prepared, pending)
+        with _interruptible():
+            records = run_comparison(prepared, pending)
         prepared.save_results(records)
         means = summaries.summarize(records)
         console.print(tables.results_table(means, configuration.name))
@@ -141,7 +143,8 @@ def search(
         prepared = search.prepare(configuration, folder)
     with _input_errors():
         if worker:
-            run_search(prepared)
+            with _interruptible():
+                run_search(prepared)
             return
         if chief is not None:
             if distributed.is_open(chief):
@@ -153,7 +156,8 @@ def search(
             print(f"Serving workers at {chief}.", flush=True)
             prepared.serve(chief, prepared.save_results)
         else:
-            run_search(prepared)
+            with _interruptible():
+                run_search(prepared)
         distribution = prepared.save_results()
         rows = prepared.rows()
         if distribution is None:
@@ -402,6 +406,21 @@ def _input_errors() -> Iterator[None]:
             text = " ".join(text.split())
         print("lrdist: error:", text, file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ends at the first Ctrl-C between two steps, and says how to go on."""
+    try:
+        with interrupts.kept_for_steps():
+            yield
+    except KeyboardInterrupt:
+        print(
+            "lrdist: interrupted. What is finished is kept; the same command goes on "
+            "from there.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
 
 
 def _console() -> Any:

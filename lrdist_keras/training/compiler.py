@@ -16,6 +16,7 @@ import jax
 import keras
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lrdist_keras import interrupts
 from lrdist_keras.errors import InputError
 from lrdist_keras.machine import cpu_flags_here
 
@@ -70,7 +71,11 @@ class Compiler:
             function: Pure; the same object, or the same method of the same object, at
                 every call.
             *arguments: Pytrees of arrays, or of NumPy's scalars.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C was pressed, see `interrupts.kept_for_steps`.
         """
+        interrupts.check()
         return self.program(function, *arguments)(*arguments)
 
     def prefetch(self, function: Callable[..., Any], *arguments: Any) -> None:
