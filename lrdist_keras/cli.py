@@ -236,10 +236,10 @@ def show(
             _show_comparison(Path(what))
         elif (Path(what) / "distribution.json").is_file():
             for name, title in (
-                ("distribution.json", "ranked combination of the trials"),
-                ("best.json", "best setting"),
+                ("distribution.json", "Ranked combination of the trials"),
+                ("best.json", "Best setting"),
             ):
-                _show_distribution(str(Path(what) / name), f"{what}: {title}")
+                _show_distribution(str(Path(what) / name), title)
         else:
             raise InputError(
                 f"The folder '{what}' holds no finished run of a comparison and no "

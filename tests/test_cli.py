@@ -285,6 +285,52 @@ def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
     assert "compat: no_shuffling" in shown.stdout.splitlines()
 
 
+def test_combine_says_what_is_no_combination(tmp_path):
+    one, out = tmp_path / "one.csv", tmp_path / "d.json"
+    one.write_text(trials_text())
+    result = lrdist("combine", one, "--out", out)
+    assert result.returncode == 0 and "one pair alone is combined" in result.stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trials.csv").symlink_to(one)
+    message = refused("combine", one, tmp_path / "run", "--out", out)
+    assert "Named twice" in message and "one.csv" in message
+
+
+def test_show_the_folder_of_a_search(tmp_path):
+    kenneweg2022().save(tmp_path / "distribution.json")
+    kenneweg2022().rescaled(1e-4).save(tmp_path / "best.json")
+    shown = lrdist("show", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    text = " ".join(shown.stdout.split())
+    assert "Ranked combination of the trials" in text and "Best setting" in text
+
+
+@pytest.mark.parametrize(
+    "error, code, told",
+    [
+        ("ValueError('from a library')", 1, "this is a fault of lrdist_keras"),
+        ("InputError('mend it')", 2, "lrdist: error: mend it"),
+        ("OSError(28, 'No space left on device')", 2, "lrdist: error: [Errno 28] No"),
+    ],
+)
+def test_a_fault_of_the_program_shows_where_it_is(tmp_path, error, code, told):
+    kenneweg2022().save(tmp_path / "d.json")
+    program = (
+        "from lrdist_keras import cli, distribution\n"
+        "from lrdist_keras.errors import InputError\n"
+        f"def broken(name): raise {error}\n"
+        "distribution.get = broken\n"
+        "cli.main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, "show", str(tmp_path / "d.json")],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == code and told in result.stderr
+    assert ("Traceback" in result.stderr and "broken" in result.stderr) == (code == 1)
+
+
 def test_combine_leaves_a_pair_out(tmp_path):
     for name, factor in (("one", 1), ("two", 2), ("three", 4)):
         rates = {k: factor * v for k, v in kenneweg2022().rates.items()}
@@ -321,7 +367,7 @@ def test_groups_of_a_preset(tiny_preset):
 
 def test_show_and_combine_name_what_is_not_there(tmp_path):
     assert "kenneweg2022_rounded" in refused("show", "kennewg")
-    assert "no finished runs" in refused("show", tmp_path)
+    assert "holds no finished run" in refused("show", tmp_path)
     out = tmp_path / "d.json"
     assert "gone.csv" in refused("combine", tmp_path / "gone.csv", "--out", out)
     trials = tmp_path / "t.csv"

@@ -513,3 +513,22 @@ def test_fisher_and_penalty_equal_float64_example_by_example(trainer):
         for f, m, w in zip(expected, moved, wide, strict=True)
     )
     np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ewc_online", "lwf"])
+def test_three_heads_of_different_sizes(runs, strategy):
+    """Old heads of 3 and 2 classes, a new one of 5 (a fault of other libraries)."""
+    tasks = [task(f"task {c}", i, classes=c) for i, c in enumerate((3, 2, 5))]
+    flat_run, flat_weights = runs.run(tasks, of())
+    nothing, _ = runs.run(tasks, of(strategy, strength=0.0))
+    assert same(nothing, flat_run)
+    held, weights = runs.run(tasks, of(strategy, strength=100.0))
+    assert [held.logits[2, j].shape[1] for j in range(3)] == [3, 2, 5]
+    assert not held.diverged and not same(held, flat_run)
+    assert equal(weights[0], flat_weights[0])  # of the first task nothing is held yet
+    if strategy == "ewc_online":
+        moved, free = (
+            distance(runs.backbone(w[0]), runs.backbone(w[2]))
+            for w in (weights, flat_weights)
+        )
+        assert moved < free
