@@ -40,6 +40,7 @@ from lrdist_keras.training.strategies.every import STRATEGIES, AnyStrategy
 
 # Keys of strategies in files of results, where all of them stand in every arm.
 _TAG = "strategy"
+_MOST_PROBLEMS = 20  # told of a file at once
 _KEYS = (
     "strength head_strength fisher_decay raw_text fisher_examples midpoint steepness "
     "probe_rate examples_per_class temperature alpha period rank"
@@ -61,7 +62,7 @@ def _of_one_strategy(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
     name = given[_TAG]
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         *most, last = [f"'{known}'" for known in STRATEGIES]
         expected = f"{', '.join(most)} or {last}"
         raise PydanticKnownError("literal_error", {"expected": expected})
@@ -440,7 +441,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configu
             of the key, the rule and the nearest valid key.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     except RecursionError:
@@ -452,7 +453,9 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Configu
     try:
         return Configuration.model_validate(content)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [_describe(problem) for problem in error.errors()[:_MOST_PROBLEMS]]
+        if error.error_count() > _MOST_PROBLEMS:
+            problems.append(f"and {error.error_count() - _MOST_PROBLEMS} more")
         raise InputError(f"{path}: " + "; ".join(problems)) from None
 
 

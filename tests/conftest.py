@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # One cache of compiled programs for all, with the processes that tests start.
 _PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
@@ -164,3 +165,10 @@ distribution = "kenneweg2022"
 resample = true
 rescale = 1e-2
 """
+
+
+# `make test-slow` takes the other profile.
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("suite", max_examples=200, **QUIET)
+settings.register_profile("slow", max_examples=20_000, **QUIET)
+settings.load_profile("suite")
