@@ -14,13 +14,18 @@ JAX_OF_cpu := cpu
 JAX_OF_gpu := cuda
 PINS := pyproject.toml requirements/constraints.txt requirements/weights.txt
 
-.PHONY: quickstart test test-backends test-newest test-wheel bench lint
+.PHONY: quickstart test test-slow test-backends test-newest test-wheel bench lint
 
 quickstart: $(VENV)/demo.stamp
 	$(BIN)/lrdist compare configs/quickstart.toml --out runs/quickstart
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS)
+
+# Every write disturbed, and 20,000 damaged files of each kind: hours.
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) --hypothesis-profile=slow --timeout=3600 tests/test_fuzz.py
 
 # The optimizer under every backend of Keras; only this needs PyTorch and TensorBoard.
 test-backends: $(VENV)/torch.stamp
