@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # Characters that count as printable but leave a gap, or nothing, on the screen.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_MOST_LISTED = 20
+_FIRST_LISTED = 5  # where there are more
 
 
 def printable(text: object) -> str:
@@ -26,3 +30,17 @@ def printable(text: object) -> str:
         else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def listed(items: Iterable[object], most: int | None = _MOST_LISTED) -> str:
+    """Returns items side by side; of more than `most` the first five and a number.
+
+    Args:
+        items: What is listed.
+        most: How many are listed in full, None for any number.
+    """
+    texts = [printable(item) for item in items]
+    if most is None or len(texts) <= most:
+        return ", ".join(texts)
+    shown = ", ".join(texts[:_FIRST_LISTED])
+    return f"{shown} and {len(texts) - _FIRST_LISTED:,} more"
