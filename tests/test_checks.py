@@ -127,7 +127,7 @@ def test_texts_are_the_same_however_unicode_composes_them():
 
 def test_a_validation_file_that_is_the_training_file():
     train = split(some(20), [0, 1] * 10)
-    the_only(found(task(train, train)), "error", "rows of the training file")
+    the_only(found(task(train, train)), "error", "are training examples")
 
 
 def test_validation_examples_in_the_training_of_another_task():
@@ -289,16 +289,16 @@ def test_a_validation_that_cannot_judge(labels, lack):
 def test_all_errors_are_named_at_once_and_no_warning():
     rows = Rows("f.csv", np.arange(30), "line")
     findings = [
-        Finding("error", "x\u202e", "one.", (rows,)),
-        Finding("warning", "y", "two."),
-        Finding("error", "z", "three.", (rows.take(np.arange(3)),)),
+        Finding("error", "x\u202e", "one", (rows,)),
+        Finding("warning", "y", "two"),
+        Finding("error", "z", "three", (rows.take(np.arange(3)),)),
     ]
     with pytest.raises(InputError) as caught:
         stop_at_errors(findings)
     message = str(caught.value)
     assert message.startswith(
-        r"2 things are wrong in the data: (1) x\u202e: one. [f.csv, lines 0, 1, 2, 3, 4"
-        " and 25 more] (2) z: three. [f.csv, lines 0, 1, 2]"
+        r"2 things are wrong in the data: (1) Task 'x\u202e': one [f.csv, lines 0, 1, "
+        "2, 3, 4 and 25 more]. (2) Task 'z': three [f.csv, lines 0, 1, 2]. "
     )
     assert "two" not in message and "lrdist check CONFIG --all" in message
     stop_at_errors(findings[1:2])
@@ -308,8 +308,8 @@ def test_a_finding_has_every_place():
     rows = Rows("f.csv", np.arange(30), "line"), Rows("glue/x, train", np.array([7]))
     found = Finding("warning", "t", "s", rows)
     assert found.places == [*(("f.csv", i) for i in range(30)), ("glue/x, train", 7)]
-    assert found.text().endswith("and 25 more; glue/x, train, row 7]")
-    assert found.text(None).endswith("28, 29; glue/x, train, row 7]")
+    assert found.text().endswith("and 25 more; glue/x, train, row 7].")
+    assert found.text(None).endswith("28, 29; glue/x, train, row 7].")
 
 
 def test_a_summary_of_a_split():

@@ -130,10 +130,13 @@ def test_domains_must_have_the_same_classes(load, tables):
     domain = 'tasks = ["first", "second"]\nshift = "domain"'
     loaded, sequence = load(domain)
     assert list(loaded.shifted(sequence).tasks) == ["first", "second"]
-    texts, labels = sentiment(30, 5)
     names = {"negative": "bad", "positive": "good"}
-    write_rows(tables / "renamed.csv", texts, [names[label] for label in labels])
-    other = ("tasks.second.train=renamed.csv", "tasks.second.validation=renamed.csv")
+    other = []
+    for seed, split in enumerate(("train", "validation")):
+        texts, labels = sentiment(30, 5 + seed)
+        labels = [names[label] for label in labels]
+        write_rows(tables / f"renamed_{split}.csv", texts, labels)
+        other.append(f"tasks.second.{split}=renamed_{split}.csv")
     loaded, sequence = load(domain, *other)
     with pytest.raises(
         ValueError,
@@ -146,8 +149,8 @@ def test_domains_must_have_the_same_classes(load, tables):
 def test_bytes_literals_reach_the_model_but_not_what_a_search_cuts_by(load):
     plain, sequence = load('tasks = ["second"]')
     wrapped, _ = load('tasks = ["second"]', 'compat=["bytes_literal_texts"]')
-    split = plain.train["second"]
-    assert wrapped.train["second"].texts == split.texts
+    split = plain.texts["second"].splits["train"]
+    assert wrapped.texts["second"].splits["train"].texts == split.texts
     literals = [f"b'{text}'" for text in split.texts[0]]
     expected = wrapped.tokenizer.encode((literals,), 32)
     found = wrapped.tasks["second"].train

@@ -206,14 +206,14 @@ def _check_leak(task: Task, texts: Mapping[tuple[str, str], _Texts]) -> list[Fin
     much = seen.mean() > _LEAK
     if much and _is_part(splits["validation"], splits["train"]):
         sentence = (
-            "validation has the rows of the training file; name another file, or none, "
-            "and a tenth of the training examples is held out"
+            "its validation examples are training examples; name another file for "
+            "`validation`, or none, and a tenth of the training file is held out"
         )
-    else:
-        sentence = (
-            f"training holds the texts of {_share(seen, 'validation')} too, so that "
-            "the accuracy on them shows memory; remove them from one of the two"
-        )
+        return [Finding("error", task.name, sentence)]
+    sentence = (
+        f"training holds the texts of {_share(seen, 'validation')} too, so that the "
+        "accuracy on them shows memory; remove them from one of the two"
+    )
     return [Finding("error" if much else "warning", task.name, sentence, rows)]
 
 
@@ -226,8 +226,8 @@ def _check_other(
         seen = np.isin(validation.rows, train.rows)
         trained = np.isin(train.rows, validation.rows)
     else:  # of a pair one text is enough
-        seen = np.isin(validation.columns, train.columns).any(axis=0)
-        trained = np.isin(train.columns, validation.columns).any(axis=0)
+        seen = _any(np.isin(validation.columns, train.columns))
+        trained = _any(np.isin(train.columns, validation.columns))
     seen, trained = seen & ~validation.empty, trained & ~train.empty
     if not seen.any():
         return []
@@ -240,6 +240,10 @@ def _check_other(
         *rows_of(other.splits["train"], trained),
     )
     return [Finding("warning", task.name, sentence, rows)]
+
+
+def _any(columns: np.ndarray) -> np.ndarray:
+    return np.logical_or.reduce(columns, axis=0)
 
 
 def _is_part(split: Split, whole: Split) -> bool:

@@ -117,7 +117,7 @@ def _alike(task: Task) -> list[Finding]:
     for i, name in enumerate(task.class_names):
         groups.setdefault(alike(name), []).append(i)
     found = []
-    sizes = sum(_counts(task, split) for split in task.splits)
+    sizes = _counts(task, "train") + _counts(task, "validation")
     for same in (group for group in groups.values() if len(group) > 1):
         rarer = [i for i in same if i != max(same, key=lambda i: sizes[i])]
         rows = tuple(

@@ -20,8 +20,9 @@ class Finding:
     Args:
         level: `error` where nothing should be trained before it is mended, else
             `warning`.
-        task: The task, or the sequence, that it is about.
-        sentence: What was found, with its number, and what can be done about it.
+        task: The task that it is about.
+        sentence: What was found, with its number, and what can be done about it;
+            printable, and without the full stop.
         rows: All rows that it is about, by source; empty where they are not known, or
             where it is about all.
     """
@@ -44,7 +45,7 @@ class Finding:
         """
         rows = "; ".join(part.listed(most) for part in self.rows if len(part.numbers))
         where = f" [{rows}]" if rows else ""
-        return f"{printable(self.task)}: {self.sentence}{where}"
+        return f"Task '{printable(self.task)}': {self.sentence}{where}."
 
 
 def rows_of(split: Split, chosen: np.ndarray) -> tuple[Rows, ...]:

@@ -87,7 +87,7 @@ class _Table:
 
 
 def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Table:
-    _check_is_file(path, settings)
+    check_is_file(path, f"Task '{printable(settings.name)}'")
     kind = settings.format or _format(path)
     reader = _read_json_lines(path) if kind == "jsonl" else _read_table(path, kind)
     columns: tuple[list[str], ...] = tuple([] for _ in texts)
@@ -118,19 +118,28 @@ def _read_rows(path: Path, settings: TaskSettings, texts: list[str]) -> _Table:
     return _Table(columns, LabelColumn(path, labels, lines))
 
 
-def _check_is_file(path: Path, settings: TaskSettings) -> None:
-    """Refuses what is not there, and what reading would wait for or never end with."""
+def check_is_file(path: Path, what: str) -> None:
+    """Makes sure that reading a file neither waits for something nor never ends.
+
+    Args:
+        path: The file.
+        what: How errors begin.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is a folder, a pipe or a device.
+    """
     if not path.exists():
         raise MissingFile(
-            f"Task '{printable(settings.name)}': there is no file '{printable(path)}' "
-            "(relative names refer to data.dir)."
+            f"{what}: there is no file '{printable(path)}' (relative names refer to "
+            "data.dir)."
         )
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
         raise InputError(
-            f"Task '{printable(settings.name)}': '{printable(path)}' must be a regular "
-            f"file. Received: {kinds.get(stat.S_IFMT(mode), 'a device or a socket')}"
+            f"{what}: '{printable(path)}' must be a regular file. Received: "
+            f"{kinds.get(stat.S_IFMT(mode), 'a device or a socket')}"
         )
 
 

@@ -11,18 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras import machine
 from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
-from lrdist_keras.data.batches import take
-from lrdist_keras.data.sampling import search_slice
 from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading, metrics
 from lrdist_keras.laboratory.run_folder import claim_folder, locked
+from lrdist_keras.laboratory.task_data import with_search_slices
 from lrdist_keras.search.oracle import (
     SEED,
     BayesianHyperbandOracle,
@@ -283,26 +281,10 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     training = configuration.training.model_copy(update={"curve_points": 0})
     configuration = configuration.model_copy(update={"training": training})
     loaded = loading.load(configuration, sequence.tasks).shifted(sequence)
-    tasks = []
-    for name, task in loaded.tasks.items():
-        if "report_on_tuning_split" in configuration.compat:
-            tasks.append(task)
-            continue
-        rng = np.random.default_rng(0)
-        rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
-        wanted = task.train_examples or 0
-        if wanted > len(rest):
-            raise InputError(
-                f"Task '{name}': `train_examples` must be at most the {len(rest)} that "
-                f"the slice of the search leaves. Received: {wanted}"
-            )
-        tasks.append(
-            replace(
-                task,
-                train=take(task.train, rest),
-                validation=take(task.train, chosen),
-            )
-        )
+    if "report_on_tuning_split" in configuration.compat:
+        tasks = list(loaded.tasks.values())
+    else:
+        tasks = with_search_slices(configuration, loaded.tasks, loaded.texts)
     strategy = loading.arm_strategy(configuration, arm, loaded) if arm else _PLAIN
     fingerprint = _fingerprint(configuration)
     oracle = make_oracle(
