@@ -1,13 +1,16 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import sentiment, write_rows
 
 from lrdist_keras import config
-from lrdist_keras.config import DataSettings, TaskSettings
+from lrdist_keras.config import ArmSettings, DataSettings, TaskSettings
 from lrdist_keras.data.shifts import cluster_shift, length_shift
 from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.distribution import flat
+from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.training.strategies.plain import Plain
@@ -156,6 +159,15 @@ def test_bytes_literals_reach_the_model_but_not_what_a_search_cuts_by(load):
     found = wrapped.tasks["second"].train
     assert [row(found, i) for i in range(len(found))] == [list(i) for i, _ in expected]
     assert row(found, 0) != row(plain.tasks["second"].train, 0)
+
+
+def test_a_raw_text_that_is_a_pipe_is_refused_at_once(load, tables):
+    os.mkfifo(tables / "raw.txt")
+    arm = {"name": "p", "rate": 1e-3, "strategy": "ewc_pretraining"}
+    arm |= {"strength": 1.0, "raw_text": "raw.txt"}
+    loaded, _ = load('tasks = ["first"]')
+    with pytest.raises(InputError, match="Arm 'p', `raw_text`: .*a named pipe"):
+        loading.arm_strategy(loaded.configuration, ArmSettings(**arm), loaded)
 
 
 @pytest.mark.parametrize("source", ["sst2", "cola", "mrpc"])

@@ -91,7 +91,10 @@ def _numbered(tasks: Mapping[str, Task]) -> dict[tuple[str, str], _Texts]:
 
 
 def _digest(text: str) -> bytes:
-    """Returns what two texts share that are the same to a reader."""
+    """Returns what two texts share that are the same to a reader.
+
+    A text without a visible character is the same as an empty one.
+    """
     if not any(c.isprintable() and not c.isspace() for c in text):
         text = ""
     folded = unicodedata.normalize("NFC", " ".join(text.split()).casefold())
@@ -111,8 +114,8 @@ def _check_sizes(task: Task, train_examples: int | None) -> list[Finding]:
         error(f"training {rule}; add some. Received: {lack}")
     elif train_examples is not None and train_examples > len(labels):
         error(
-            f"`train_examples` must be at most the {len(labels):,} training examples "
-            f"there are. Received: {train_examples}"
+            f"`train_examples` must be at most the {len(labels):,} examples there are. "
+            f"Received: {train_examples}"
         )
     elif train_examples is not None:
         sizes = class_sizes(labels, train_examples)

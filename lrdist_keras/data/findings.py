@@ -69,11 +69,12 @@ def stop_at_errors(findings: Sequence[Finding]) -> None:
     Raises:
         ValueError: If there are errors; the message names all of them.
     """
-    errors = [found.text() for found in errors_of(findings)]
-    if len(errors) > 1:
-        errors = [f"({i}) {text}" for i, text in enumerate(errors, start=1)]
-        errors.insert(0, f"{len(errors)} things are wrong in the data:")
+    errors = errors_of(findings)
+    texts = [found.text() for found in errors]
+    if len(texts) > 1:
+        texts = [f"({i}) {text}" for i, text in enumerate(texts, start=1)]
+        texts.insert(0, f"{len(errors)} things are wrong in the data:")
+    if any(found.rows for found in errors):
+        texts.append("`lrdist check CONFIG --all` lists every row.")
     if errors:
-        raise InputError(
-            f"{' '.join(errors)} `lrdist check CONFIG --all` lists every row."
-        )
+        raise InputError(" ".join(texts))
