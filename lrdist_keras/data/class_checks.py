@@ -104,9 +104,9 @@ def _several_labels(task: Task) -> list[Finding]:
             for rows in rows_of(split, chosen)
         )
         sentence = (
-            f"{_names(task, np.array(wrong))} hold several labels, parted by "
-            f"'{separator}', that are classes themselves; an example has one class, so "
-            "keep one label of each, or list all classes in `class_names`"
+            f"cells of the {_names(task, np.array(wrong))} hold several labels, parted "
+            f"by '{separator}', that are classes themselves; an example has one class, "
+            "so keep one label of each, or list all classes in `class_names`"
         )
         found.append(Finding("error", task.name, sentence, rows))
     return found
