@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -27,6 +28,9 @@ OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides an entry of CONFIG."),
 ]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the results [runs/NAME].")
+]
 
 
 def main() -> None:
@@ -51,9 +55,7 @@ def main() -> None:
 def compare(
     config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
     overrides: OverridesOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results [runs/NAME].")
-    ] = None,
+    out: OutOption = None,
 ) -> None:
     """Trains every arm on every sequence with every seed, and compares them.
 
@@ -105,9 +107,7 @@ def compare(
 def search(
     config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
     overrides: OverridesOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results [runs/NAME].")
-    ] = None,
+    out: OutOption = None,
     chief: Annotated[
         str | None,
         typer.Option(
@@ -177,6 +177,34 @@ def search(
         "setting), trials.csv, search.json, search.png"
     )
     _print_compilations()
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
+    overrides: OverridesOption = None,
+    every: Annotated[bool, typer.Option("--all", help="List every row.")] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all of it, with every row."),
+    ] = None,
+) -> None:
+    """Checks the data of a configuration; exits with 2 where it must be mended."""
+    with _input_errors():
+        from lrdist_keras import config as config_file
+        from lrdist_keras._storage import write_text
+        from lrdist_keras.laboratory import checking
+        from lrdist_keras.report import check_tables
+
+        configuration = config_file.load(config, overrides or [])
+        found = checking.check(configuration)
+        if to is not None:
+            write_text(to, json.dumps(found.to_json(), indent=1) + "\n")
+    console, most = _console(), None if every else 20
+    for table in check_tables.tables(found):
+        console.print(table)
+    console.print(check_tables.findings_text(found, most), soft_wrap=True)
+    raise typer.Exit(2 if found.errors else 0)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from lrdist_keras.errors import InputError
+from lrdist_keras.printable import printable
 
 
 def _file_name(name: str) -> str:
@@ -108,9 +109,10 @@ class TaskSettings(Section):
             the training file, the same for all seeds, is held out.
         format: For `files`: `csv`, `tsv` or `jsonl`, if the file's ending does not say.
         text: For `files`: the column of the text, or of both texts of a pair.
-        label: For `files`: the column of the label.
-        class_names: For `files`: the names of the classes in the order of their
-            numbers, if labels are names and their order matters, or for reports.
+        label: For `files`: the column of the label, integers or names.
+        class_names: For `files`: all labels in the order of the classes' numbers, if
+            that matters; where none is an integer, also what reports call 0, 1, 2, ….
+            Without it the labels of the training file in their order are the classes.
     """
 
     name: Name
@@ -216,9 +218,13 @@ class TrainingSettings(Section):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint that names the nearest of the known names, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    """Returns a hint that names the nearest of the known names, or an empty string.
+
+    One that differs in case only is the nearest.
+    """
+    folded = {text.casefold(): text for text in known}
+    found = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return f" (did you mean '{printable(folded[found[0]])}'?)" if found else ""
 
 
 def unique(values: list[Any], what: str) -> list[Any]:

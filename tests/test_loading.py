@@ -1,13 +1,16 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import sentiment, write_rows
 
 from lrdist_keras import config
-from lrdist_keras.config import DataSettings, TaskSettings
+from lrdist_keras.config import ArmSettings, DataSettings, TaskSettings
 from lrdist_keras.data.shifts import cluster_shift, length_shift
 from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.distribution import flat
+from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.training.strategies.plain import Plain
@@ -130,10 +133,13 @@ def test_domains_must_have_the_same_classes(load, tables):
     domain = 'tasks = ["first", "second"]\nshift = "domain"'
     loaded, sequence = load(domain)
     assert list(loaded.shifted(sequence).tasks) == ["first", "second"]
-    texts, labels = sentiment(30, 5)
     names = {"negative": "bad", "positive": "good"}
-    write_rows(tables / "renamed.csv", texts, [names[label] for label in labels])
-    other = ("tasks.second.train=renamed.csv", "tasks.second.validation=renamed.csv")
+    other = []
+    for seed, split in enumerate(("train", "validation")):
+        texts, labels = sentiment(30, 5 + seed)
+        labels = [names[label] for label in labels]
+        write_rows(tables / f"renamed_{split}.csv", texts, labels)
+        other.append(f"tasks.second.{split}=renamed_{split}.csv")
     loaded, sequence = load(domain, *other)
     with pytest.raises(
         ValueError,
@@ -146,13 +152,22 @@ def test_domains_must_have_the_same_classes(load, tables):
 def test_bytes_literals_reach_the_model_but_not_what_a_search_cuts_by(load):
     plain, sequence = load('tasks = ["second"]')
     wrapped, _ = load('tasks = ["second"]', 'compat=["bytes_literal_texts"]')
-    split = plain.train["second"]
-    assert wrapped.train["second"].texts == split.texts
+    split = plain.texts["second"].splits["train"]
+    assert wrapped.texts["second"].splits["train"].texts == split.texts
     literals = [f"b'{text}'" for text in split.texts[0]]
     expected = wrapped.tokenizer.encode((literals,), 32)
     found = wrapped.tasks["second"].train
     assert [row(found, i) for i in range(len(found))] == [list(i) for i, _ in expected]
     assert row(found, 0) != row(plain.tasks["second"].train, 0)
+
+
+def test_a_raw_text_that_is_a_pipe_is_refused_at_once(load, tables):
+    os.mkfifo(tables / "raw.txt")
+    arm = {"name": "p", "rate": 1e-3, "strategy": "ewc_pretraining"}
+    arm |= {"strength": 1.0, "raw_text": "raw.txt"}
+    loaded, _ = load('tasks = ["first"]')
+    with pytest.raises(InputError, match="Arm 'p', `raw_text`: .*a named pipe"):
+        loading.arm_strategy(loaded.configuration, ArmSettings(**arm), loaded)
 
 
 @pytest.mark.parametrize("source", ["sst2", "cola", "mrpc"])

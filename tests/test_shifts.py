@@ -124,27 +124,39 @@ def test_fewer_different_texts_than_clusters_leave_a_part_empty():
     same = np.ones((10, 2))
     parts = cluster_shift(same, same, 2, seed=0)
     assert [len(part.train) for part in parts] == [10, 0]
-    with pytest.raises(ValueError, match="S: every part needs training.*'cluster 2'"):
-        shifts.check_parts(parts, np.arange(10) % 2, None, "S")
+    labels = np.arange(10) % 2
+    with pytest.raises(ValueError, match="S: every part needs.*'cluster 2': none"):
+        shifts.check_parts(parts, labels, labels, None, "S")
 
 
 @pytest.mark.parametrize(
     "part, train_examples, message",
     [
-        (Part("x", np.arange(4), np.array([], int)), None, "validation.*'x' has none"),
-        (Part("x", np.array([1, 3]), np.arange(2)), None, "'x' are all of class 1"),
+        (Part("x", np.arange(4), np.array([], int)), None, "validation.*'x': none"),
+        (Part("x", np.array([1, 3]), np.arange(2)), None, "'x': 2, all of class 1"),
+        (Part("x", np.arange(4), np.array([1])), None, "validation.*: 1, of class 1"),
+        (Part("x", np.arange(4), np.array([1, 3])), None, "validation.*2, all of cl"),
         (Part("x", np.arange(4), np.arange(2)), 5, "at most the 4 examples of 'x'.*5"),
+        (Part("x", np.arange(4), np.arange(2)), 1, "`train_examples` ex.*: 1, of cl"),
     ],
 )
 def test_parts_that_cannot_be_trained(part, train_examples, message):
     labels = np.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match=f"The sequence 'q'.*{message}"):
-        shifts.check_parts([part], labels, train_examples, "The sequence 'q'")
+        shifts.check_parts([part], labels, labels, train_examples, "The sequence 'q'")
+
+
+def test_all_parts_that_cannot_be_trained_are_named():
+    parts = [Part(n, np.array([0]), np.array([0, 1])) for n in ("short", "long")]
+    labels = np.array([0, 1])
+    with pytest.raises(ValueError, match="'short': 1, of class 0.*'long': 1, of"):
+        shifts.check_parts(parts, labels, labels, None, "S")
 
 
 def test_parts_that_can_be_trained_pass():
-    part = Part("x", np.arange(4), np.array([0]))
-    shifts.check_parts([part], np.array([0, 1, 0, 1]), 4, "S")
+    part = Part("x", np.arange(4), np.array([0, 1]))
+    labels = np.array([0, 1, 0, 1])
+    shifts.check_parts([part], labels, labels, 4, "S")
 
 
 def test_label_table_shows_the_label_shift():

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from conftest import write_rows
 
 from lrdist_keras.config import DataSettings, TaskSettings
 from lrdist_keras.data import sampling, splits, tasks
+from lrdist_keras.errors import InputError, MissingFile
 
 
 def load(source, data, **settings):
@@ -216,7 +218,6 @@ def test_class_names_that_are_numbers_win_over_positions(tmp_path):
             "line 3.*from 0 to 1.*Received: 2",
         ),
         (["0", ""], {}, "line 3: a label must be an integer or a class name"),
-        (["0", "99999"], {}, "at most 1000"),
         (["0", "0"], {}, "at least two classes"),
         (["0", "1"], {"label": "lable"}, "no column 'lable'.*'label'.*Columns"),
         (["0", "1"], {"text": "txt"}, "no column 'txt'.*'text'.*Columns"),
@@ -238,7 +239,9 @@ def test_what_is_wrong_in_a_file(tmp_path, labels, settings, message):
         ('{"text": 3, "label": 0}', "column 'text' must hold text"),
         ('{"text": "a", "label": 0.5}', "a label must be"),
         ('{"text": "\\ud800", "label": 0}', "column 'text' must hold text"),
-        ('{"text": "a", "label": true}', "a label must be"),
+        ('{"text": "a", "label": true}', "some labels are integers.*'true'"),
+        ('{"text": "a", "label": [0]}', "a label must be"),
+        ('{"text": "a", "label": ' + "[" * 100_000, "is not JSON"),
         ('{"text": "a", "label": null}', "a label must be"),
         ("[1]", "must be a JSON object"),
     ],
@@ -263,6 +266,31 @@ def test_what_is_wrong_in_a_table(tmp_path, content, message):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
         from_files(tmp_path, "t.csv")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "device.csv").symlink_to("/dev/zero")
+    for name, kind in (
+        ("pipe", "a named pipe"),
+        ("folder", "a folder"),
+        ("device", "a device"),
+    ):
+        with pytest.raises(InputError, match=f"{name}.csv' must be a reg.*: {kind}"):
+            from_files(tmp_path, f"{name}.csv")
+    (tmp_path / "broken.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(MissingFile, match="there is no file"):
+        from_files(tmp_path, "broken.csv")
+
+
+def test_names_in_messages_are_printable(tmp_path):
+    (tmp_path / "t\x1b.csv").write_text("t\u202eext,label\na,0\n")
+    with pytest.raises(InputError) as caught:
+        from_files(tmp_path, "t\x1b.csv", text="t\u202eextt")
+    message = str(caught.value)
+    assert message.isprintable()
+    assert r"t\x1b.csv" in message and r"did you mean 't\u202eext'" in message
 
 
 def test_files_of_other_kinds(tmp_path):

@@ -36,16 +36,47 @@ def stratified(
             f"{what} must be at most the {len(labels)} examples there are. "
             f"Received: {count}"
         )
-    sizes = np.bincount(labels)
-    share = sizes * (count / max(len(labels), 1))
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == label))[:number]
+        for label, number in enumerate(class_sizes(labels, count))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def class_sizes(labels: np.ndarray, count: int) -> np.ndarray:
+    """Returns how many examples of each class a stratified subset of this size has.
+
+    Args:
+        labels: Class numbers of the whole, shape [examples].
+        count: Size of the subset, at most that of the whole.
+
+    Returns:
+        int64, shape [largest class number + 1].
+    """
+    share = np.bincount(labels) * (count / max(len(labels), 1))
     take = np.floor(share).astype(int)
     rest = np.argsort(take - share, kind="stable")[: count - take.sum()]
     take[rest] += 1
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == label))[:number]
-        for label, number in enumerate(take)
-    ]
-    return np.sort(np.concatenate(chosen))
+    return take
+
+
+def shortage(counts: np.ndarray, names: Sequence[str] = ()) -> str | None:
+    """Says what is too little to train on or to judge by, None where it is enough.
+
+    At least two examples are needed, of at least two classes.
+
+    Args:
+        counts: Number of examples of each class.
+        names: Names of the classes; without them they are called by their numbers.
+    """
+    total = int(counts.sum())
+    if np.count_nonzero(counts) >= 2:
+        return None
+    if not total:
+        return "none"
+    number = int(np.argmax(counts))
+    of_one = f"of class {names[number]!r}" if names else f"of class {number}"
+    return f"1, {of_one}" if total == 1 else f"{total:,}, all {of_one}"
 
 
 def search_slice(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrdist_keras.data.sampling import class_sizes, shortage
 from lrdist_keras.errors import InputError
 
 
@@ -136,6 +137,7 @@ def cluster_shift(
 def check_parts(
     parts: Sequence[Part],
     train_labels: np.ndarray,
+    validation_labels: np.ndarray,
     train_examples: int | None,
     what: str,
 ) -> None:
@@ -144,33 +146,40 @@ def check_parts(
     Args:
         parts: The parts of a task.
         train_labels: Class numbers of all its training examples.
+        validation_labels: Class numbers of all its validation examples.
         train_examples: How many of each part are trained on, None for all.
         what: How errors call the sequence.
 
     Raises:
-        ValueError: If a part has no examples, training examples of one class only, or
-            fewer than are to be trained on.
+        ValueError: If the training or the validation examples of a part, or the subset
+            that is trained on, are not at least two of at least two classes; the
+            message names all of them.
     """
+    problems = []
     for part in parts:
-        counts = np.bincount(train_labels[part.train])
-        for name, rows in (("training", part.train), ("validation", part.validation)):
-            if not len(rows):
-                raise InputError(
-                    f"{what}: every part needs {name} examples, and '{part.name}' has "
-                    "none; take more examples, or fewer clusters."
+        labels = train_labels[part.train]
+        counts = {
+            "training": np.bincount(labels),
+            "validation": np.bincount(validation_labels[part.validation]),
+        }
+        if train_examples is not None:
+            if train_examples > len(labels):
+                problems.append(
+                    "`train_examples` is the number of each part, and must be at most "
+                    f"the {len(labels):,} examples of '{part.name}'. "
+                    f"Received: {train_examples}"
                 )
-        if np.count_nonzero(counts) < 2:
-            raise InputError(
-                f"{what}: the training examples of every part must be of at least two "
-                f"classes; take more examples, or another shift. Received: those of "
-                f"'{part.name}' are all of class {np.argmax(counts)}"
-            )
-        if train_examples is not None and train_examples > len(part.train):
-            raise InputError(
-                f"{what}: `train_examples` is the number of each part, and must be at "
-                f"most the {len(part.train)} examples of '{part.name}'. "
-                f"Received: {train_examples}"
-            )
+            else:
+                counts["`train_examples`"] = class_sizes(labels, train_examples)
+        problems += [
+            f"every part needs at least 2 {name} examples, of at least two classes; "
+            "take more examples, fewer clusters or another shift. Received for "
+            f"'{part.name}': {lack}"
+            for name, found in counts.items()
+            if (lack := shortage(found))
+        ]
+    if problems:
+        raise InputError(f"{what}: " + "; ".join(problems))
 
 
 def label_table(

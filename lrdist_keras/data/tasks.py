@@ -10,8 +10,9 @@ import numpy as np
 from lrdist_keras import _tensorflow
 from lrdist_keras.data.local_files import load_files, package_folder
 from lrdist_keras.data.sampling import stratified
-from lrdist_keras.data.splits import Split, Task
+from lrdist_keras.data.splits import Rows, Split, Task
 from lrdist_keras.errors import InputError, MissingFile
+from lrdist_keras.printable import printable
 from lrdist_keras.settings import DataSettings, TaskSettings, nearest
 
 # Text features and validation split of every GLUE classification task in TFDS. Left
@@ -39,7 +40,7 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
             names the file, the line and the rule.
         ImportError: If a package that the source needs is not installed.
     """
-    source = settings.source
+    name, source = printable(settings.name), settings.source
     if source == "files":
         task = load_files(settings, Path(data.dir))
     elif source in _BBC:
@@ -49,14 +50,14 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
     else:
         known = [*(f"glue/{name}" for name in _GLUE), *_BBC, "files"]
         raise InputError(
-            f"Task '{settings.name}': unknown source '{source}'"
+            f"Task '{name}': unknown source '{printable(source)}'"
             f"{nearest(source, known)}. Known are: {', '.join(known)}"
         )
     splits = dict(task.splits)
     present = len(np.unique(splits["train"].labels))
     if present < 2:
         raise InputError(
-            f"Task '{settings.name}': its training examples must be of at least two "
+            f"Task '{name}': its training examples must be of at least two "
             f"classes. Received: {present}"
         )
     if settings.validation_examples is not None:
@@ -64,7 +65,7 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
             splits["validation"].labels,
             settings.validation_examples,
             np.random.default_rng(0),
-            f"Task '{settings.name}': `validation_examples`",
+            f"Task '{name}': `validation_examples`",
         )
         splits["validation"] = splits["validation"].take(chosen)
     return replace(task, name=settings.name, splits=splits)
@@ -73,8 +74,8 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
 def _load_glue(name: str, data: DataSettings) -> Task:
     if not data.download and not Path(data.dir).is_dir():
         raise MissingFile(
-            f"The data folder '{data.dir}' does not exist; name the folder of prepared "
-            "TFDS data with data.dir, or set data.download = true."
+            f"The data folder '{printable(data.dir)}' does not exist; name the folder "
+            "of prepared TFDS data with data.dir, or set data.download = true."
         )
     tfds = _tensorflow.tensorflow_datasets()
     columns, validation = _GLUE[name]
@@ -92,8 +93,8 @@ def _load_glue(name: str, data: DataSettings) -> Task:
             )
         except AssertionError as error:  # what TFDS raises where nothing is prepared
             raise MissingFile(
-                f"The folder '{data.dir}' holds no prepared TFDS data of glue/{name}; "
-                "name another with data.dir, or set data.download = true."
+                f"The folder '{printable(data.dir)}' holds no prepared TFDS data of "
+                f"glue/{name}; name another with data.dir, or set data.download = true."
             ) from error
         table = tfds.as_numpy(table)
         labels = table["label"].astype(np.int32)
@@ -103,7 +104,8 @@ def _load_glue(name: str, data: DataSettings) -> Task:
                 f"hides them. Received: {labels.min()}"
             )
         texts = tuple([text.decode("utf-8") for text in table[c]] for c in columns)
-        splits[split] = Split(texts, labels)
+        rows = Rows(f"glue/{name}, {source}", np.arange(len(labels)))
+        splits[split] = Split(texts, labels, rows)
         class_names = info.features["label"].names
     return Task(name, f"glue/{name}", splits, tuple(class_names))
 
@@ -138,13 +140,14 @@ def _load_bbc(source: str) -> Task:
     parts = {"train": np.setdiff1d(np.arange(len(labels)), held), "validation": held}
     if source == "bbc/topic":
         bodies = [body for _, body in articles]
-        whole = Split((bodies,), topic_of)
+        whole = Split((bodies,), topic_of, Rows(source, np.arange(len(bodies))))
         splits = {name: whole.take(part) for name, part in parts.items()}
         return Task(source, source, splits, tuple(topics))
-    splits = {
-        name: _headlines([articles[i] for i in part], topic_of[part], rng)
-        for name, part in parts.items()
-    }
+    splits = {}
+    for name, part in parts.items():
+        split = _headlines([articles[i] for i in part], topic_of[part], rng)
+        rows = Rows(f"{source}, {name}", np.arange(len(split)))
+        splits[name] = replace(split, rows=rows)
     return Task(source, source, splits, ("other", "own"))
 
 
@@ -171,4 +174,4 @@ def as_bytes_literals(split: Split) -> Split:
     character outside of ASCII becomes the escapes of its UTF-8 bytes.
     """
     texts = tuple([str(text.encode()) for text in column] for column in split.texts)
-    return Split(texts, split.labels)
+    return replace(split, texts=texts)

@@ -14,22 +14,32 @@ import numpy as np
 
 from lrdist_keras._storage import digest, replacing
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
-from lrdist_keras.data.batches import Encoded, take
+from lrdist_keras.data.batches import Encoded
+from lrdist_keras.data.findings import stop_at_errors
+from lrdist_keras.data.local_files import check_is_file
 from lrdist_keras.data.shifts import (
     LabelShares,
     Part,
-    check_parts,
     cluster_shift,
     label_table,
-    length_shift,
 )
 from lrdist_keras.data.splits import Split, Task
-from lrdist_keras.data.tasks import as_bytes_literals, load_task
-from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut_lengths
+from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer
 from lrdist_keras.errors import InputError
+from lrdist_keras.laboratory.task_data import (
+    check_domain,
+    check_texts,
+    divide,
+    encode_tasks,
+    halves,
+    load_texts,
+    print_warnings,
+    token_counts,
+)
 from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
+from lrdist_keras.printable import printable
 from lrdist_keras.training.compiler import keep_programs
 from lrdist_keras.training.mlm_fisher import (
     PretrainingFisher,
@@ -61,11 +71,6 @@ class Loaded:
     tasks: dict[str, TaskData]
     texts: dict[str, Task]
 
-    @property
-    def train(self) -> dict[str, Split]:
-        """Texts and labels that each task is trained on, by name."""
-        return {name: task.splits["train"] for name, task in self.texts.items()}
-
     def shifted(self, sequence: SequenceSettings) -> Loaded:
         """Returns what a sequence trains one after the other, in its order.
 
@@ -78,36 +83,19 @@ class Loaded:
         """
         if sequence.shift in ("task", "domain"):
             if sequence.shift == "domain":
-                self._check_classes(sequence)
+                check_domain(sequence, self.texts)
             return replace(
                 self,
                 tasks={name: self.tasks[name] for name in sequence.tasks},
                 texts={name: self.texts[name] for name in sequence.tasks},
             )
         (task,) = sequence.tasks
-        parts = self._parts(sequence)
-        check_parts(
-            parts,
-            self.tasks[task].train.labels,
-            self.tasks[task].train_examples,
-            f"The sequence '{sequence.name}'",
+        data, texts = divide(
+            self.tasks[task],
+            self.texts[task],
+            self._parts(sequence),
+            f"The sequence '{printable(sequence.name)}'",
         )
-        data, texts = {}, {}
-        for part in parts:
-            name = f"{task} ({part.name})"
-            data[name] = replace(
-                self.tasks[task],
-                name=name,
-                train=take(self.tasks[task].train, part.train),
-                validation=take(self.tasks[task].validation, part.validation),
-            )
-            splits = {
-                "train": self.texts[task].splits["train"].take(part.train),
-                "validation": self.texts[task]
-                .splits["validation"]
-                .take(part.validation),
-            }
-            texts[name] = replace(self.texts[task], name=name, splits=splits)
         return replace(self, tasks=data, texts=texts)
 
     def label_table(self) -> list[LabelShares]:
@@ -123,43 +111,18 @@ class Loaded:
     def _parts(self, sequence: SequenceSettings) -> list[Part]:
         (name,) = sequence.tasks
         task, texts = self.tasks[name], self.texts[name]
-        compat = self.configuration.compat
-        max_length = self.configuration.training.max_length
         if sequence.shift == "length":
-            train, validation = (
-                uncut_lengths(
-                    _seen(texts.splits[split], self.configuration),
-                    data,
-                    self.tokenizer,
-                    max_length,
-                )
-                for split, data in (
-                    ("train", task.train),
-                    ("validation", task.validation),
-                )
-            )
-            return length_shift(train, validation, "random_length_halving" in compat)
+            counts = token_counts(self.configuration, task, texts, self.tokenizer)
+            return halves(self.configuration, counts)
         return cached_cluster_shift(
-            FeatureReader(self.trainer.encoder, max_length),
+            FeatureReader(self.trainer.encoder, self.configuration.training.max_length),
             task.train,
             task.validation,
             sequence.clusters or 2,
             _CLUSTER_SEED,
             self.configuration.data.cache,
-            "cluster_on_validation" in compat,
+            "cluster_on_validation" in self.configuration.compat,
         )
-
-    def _check_classes(self, sequence: SequenceSettings) -> None:
-        first, *others = sequence.tasks
-        wanted = self.texts[first].class_names
-        for name in others:
-            if (found := self.texts[name].class_names) != wanted:
-                raise InputError(
-                    f"The sequence '{sequence.name}': with shift = 'domain' all tasks "
-                    "must have the same classes in the same order; set `class_names` "
-                    f"where they only are called otherwise. '{first}' has "
-                    f"{list(wanted)}. Received for '{name}': {list(found)}"
-                )
 
 
 def resolved(configuration: Configuration) -> Configuration:
@@ -173,26 +136,19 @@ def resolved(configuration: Configuration) -> Configuration:
 
 
 def load(configuration: Configuration, names: Collection[str]) -> Loaded:
-    """Loads the encoder and these tasks.
+    """Loads the encoder and these tasks, and prints what may be wrong with their data.
 
     Raises:
-        ValueError: If an input breaks a rule.
+        ValueError: If an input breaks a rule, or the data must be mended; the message
+            names all that is wrong with the data at once.
         OSError: If an input is missing.
     """
     preset = find_preset(configuration.model)
     keep_programs(configuration.data.cache)
-    loaded = {
-        settings.name: (settings, load_task(settings, configuration.data))
-        for settings in configuration.tasks
-        if settings.name in names
-    }
-    for settings, task in loaded.values():
-        count, available = settings.train_examples, len(task.splits["train"])
-        if count is not None and count > available:
-            raise InputError(
-                f"Task '{settings.name}': `train_examples` must be at most the "
-                f"{available} examples there are. Received: {count}"
-            )
+    texts = load_texts(configuration, names)
+    findings = check_texts(configuration, texts)
+    stop_at_errors(findings)
+    print_warnings(findings)
     training = configuration.training
     model = configuration.model
     encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
@@ -202,26 +158,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
             f"training.max_length must be at most the {most} positions of the model. "
             f"Received: {training.max_length}"
         )
-    tasks = {}
-    for name, (settings, task) in loaded.items():
-        train, validation = (
-            encode(
-                _seen(task.splits[split], configuration),
-                tokenizer,
-                training.max_length,
-                configuration.data.cache,
-                f"{name}, {split}",
-            )
-            for split in ("train", "validation")
-        )
-        tasks[name] = TaskData(
-            name=name,
-            train=train,
-            validation=validation,
-            classes=len(task.class_names),
-            train_examples=settings.train_examples,
-            epochs=settings.epochs or training.epochs,
-        )
+    tasks = encode_tasks(configuration, texts, tokenizer)
     trainer = SequentialTrainer(
         encoder,
         training,
@@ -229,7 +166,6 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         configuration.model.rounding,
         configuration.compat,
     )
-    texts = {name: task for name, (_, task) in loaded.items()}
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
 
 
@@ -243,7 +179,7 @@ def errors_named(arm: ArmSettings) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"Arm '{arm.name}': {error}") from error
+        raise InputError(f"Arm '{printable(arm.name)}': {error}") from error
 
 
 def arm_strategy(
@@ -258,7 +194,7 @@ def arm_strategy(
 
     def text_fisher(file: str, examples: int) -> Weights:
         found = _text_fisher(configuration, arm, loaded, file, examples)
-        print(f"{arm.name}: {found}", file=sys.stderr, flush=True)
+        print(f"{printable(arm.name)}: {found}", file=sys.stderr, flush=True)
         return found.fisher
 
     return arm.strategy.prepared(text_fisher)
@@ -277,18 +213,20 @@ def _text_fisher(
         ValueError: If the text cannot be read, or there is none.
         OSError: If the cache cannot be written.
     """
-    path = Path(configuration.data.dir) / file
+    path, name = Path(configuration.data.dir) / file, printable(arm.name)
+    check_is_file(path, f"Arm '{name}', `raw_text`")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"Arm '{arm.name}': `raw_text` must name a text file in UTF-8, relative to "
-            f"data.dir. Received: '{path}' ({error})"
+            f"Arm '{name}': `raw_text` must name a text file in UTF-8, relative to "
+            f"data.dir. Received: '{printable(path)}' ({error})"
         ) from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError(
-            f"Arm '{arm.name}': a Fisher needs texts, and `raw_text` '{path}' has none."
+            f"Arm '{name}': a Fisher needs texts, and `raw_text` '{printable(path)}' "
+            "has none."
         )
     tokenizer = loaded.tokenizer
     length = configuration.training.max_length
@@ -307,13 +245,6 @@ def _text_fisher(
         examples,
         configuration.data.cache,
     )
-
-
-def _seen(split: Split, configuration: Configuration) -> Split:
-    """Returns a split as the model sees it."""
-    if "bytes_literal_texts" in configuration.compat:
-        return as_bytes_literals(split)
-    return split
 
 
 _FORMAT = "1"  # of the cache; part of its keys

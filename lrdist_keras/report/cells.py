@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from lrdist_keras.printable import printable
 
 
 def empty_table(title: str) -> Table:
     """Returns a table without rows, in the style of all tables."""
     return Table(
-        title=escape(title),
+        title=Text(printable(title), style="table.title"),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
+
+
+def cell(text: object) -> Text:
+    """Returns a name as a cell that shows it as it is.
+
+    A bare string would be searched for Rich's markup and codes of emojis, and what it
+    has of control characters would reach the terminal.
+    """
+    return Text(printable(text))
+
+
+def caption(lines: Iterable[str]) -> Text | None:
+    """Returns what stands below a table, as it is; None where there are no lines."""
+    text = "\n".join(map(printable, lines))
+    return Text(text, style="table.caption") if text else None
 
 
 def short(value: float, sign: str = "") -> str:

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.paired_tests import FLIPS, LEVEL, MOST_PAIRS, POWER
 from lrdist_keras.laboratory.statistics import Difference, Statistics
 from lrdist_keras.laboratory.summaries import FURTHER, summarize
-from lrdist_keras.report.cells import empty_table, short
+from lrdist_keras.printable import printable
+from lrdist_keras.report.cells import caption, cell, empty_table, short
 
 _METRIC_NAMES = {
     "matthews": "Matthews",
@@ -52,10 +53,10 @@ def _arms_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
     for sequence in sequences:
         if len(sequences) > 1:
             table.add_section()
-            table.add_row(escape(sequence), style="bold")
+            table.add_row(cell(sequence), style="bold")
         for s in (s for s in summaries if s.sequence == sequence):
             cells = [_spread(s.mean[n], s.deviation[n]) for n in known]
-            table.add_row(escape(s.arm), *cells)
+            table.add_row(cell(s.arm), *cells)
     lines = [
         "Mean ± standard deviation over the seeds. average, learning: mean accuracy on "
         "all tasks at the end, and on each right after its training."
@@ -97,7 +98,7 @@ def _tasks_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
             metric = next(iter(runs[0]["task_metrics"]["final"][j]))
             where = f" of {sequence}" if len(sequences) > 1 else ""
             table.add_section()
-            table.add_row(f"[bold]{escape(task + where)}[/] {_METRIC_NAMES[metric]}")
+            table.add_row(_task_heading(task + where, metric))
             for arm in dict.fromkeys(r["arm"] for r in runs):
                 of_arm = [r for r in runs if r["arm"] == arm]
                 cells = [
@@ -113,12 +114,16 @@ def _tasks_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
                     )[: 3 if probed else 2]
                     for moment in ("after", "final")
                 ]
-                table.add_row(escape(arm), *cells)
+                table.add_row(cell(arm), *cells)
     table.caption = (
         "after: right after the task's own training; end: after the last task. ECE: "
         "expected calibration error."
     )
     return table
+
+
+def _task_heading(task: str, metric: str) -> Text:
+    return Text.assemble((printable(task), "bold"), f" {_METRIC_NAMES[metric]}")
 
 
 def _matrices_table(
@@ -127,17 +132,17 @@ def _matrices_table(
     table = empty_table(f"Accuracy after each task: {sequence}")
     table.add_column("after", overflow="fold")
     for task in tasks:
-        table.add_column(f"on {escape(task)}", justify="right", overflow="fold")
+        table.add_column(cell(f"on {task}"), justify="right", overflow="fold")
     for arm in dict.fromkeys(r["arm"] for r in records):
         runs = [r for r in records if r["arm"] == arm]
         table.add_section()
-        table.add_row(escape(arm), style="bold")
+        table.add_row(cell(arm), style="bold")
         for i, task in enumerate(tasks):
             cells = [
                 _over_seeds([r["accuracy"][i][j] for r in runs])
                 for j in range(len(tasks))
             ]
-            table.add_row(escape(task), *cells)
+            table.add_row(cell(task), *cells)
         sequential = [r for r in runs if "task_forgetting" in r]
         if sequential:
             of_tasks = [
@@ -179,7 +184,7 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
     One row per metric and arm, in 80 columns.
     """
     reference = statistics.reference
-    caption = [
+    last = [
         f"Arm minus '{reference}', paired by seed. t, BCa: 95 % intervals of Student "
         "and of the bootstrap. p: sign-flip test; Holm: corrected for all comparisons "
         "of a metric. *: t and Holm agree on a difference. n: pairs. need: seeds that "
@@ -189,13 +194,13 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
     ]
     if count := sum(statistics.not_learned.values()):
         arms = ", ".join(f"{a}: {n}" for a, n in statistics.not_learned.items())
-        caption.append(
+        last.append(
             f"{count} of {statistics.runs} runs did not learn ({arms}); their pairs "
             "are left out of forgetting, and n is red."
         )
     if lost := statistics.diverged:
         arms = ", ".join(f"{a}: {n}" for a, n in lost.items())
-        caption.append(f"Runs that diverged ({arms}) are left out of every metric.")
+        last.append(f"Runs that diverged ({arms}) are left out of every metric.")
     sequences = list(dict.fromkeys(d.sequence for d in statistics.paired))
     tables = []
     for sequence in sequences:
@@ -206,8 +211,8 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
             chosen,
             statistics.validation_errors[str(sequence)],
         )
-        lines = [*(caption if sequence == sequences[-1] else []), *_limits(chosen)]
-        table.caption = escape("\n".join(lines)) or None
+        lines = [*(last if sequence == sequences[-1] else []), *_limits(chosen)]
+        table.caption = caption(lines)
         tables.append(table)
     if over := statistics.over_sequences:
         table = _differences_table(
@@ -220,7 +225,7 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
             "two-level: the bootstrap over sequences and over the seeds in each.",
             *_limits(over),
         ]
-        table.caption = escape("\n".join(lines))
+        table.caption = caption(lines)
         tables.append(table)
     if equal := statistics.equal_p_s:
         table = _differences_table("Differences to the flat rates at equal p_s", equal)
@@ -236,7 +241,7 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
                     f"{d.pairs + d.outside + d.not_learned} runs lies outside the flat "
                     "arms'; nothing is extrapolated."
                 )
-        table.caption = escape("\n".join(lines))
+        table.caption = caption(lines)
         tables.append(table)
     return tables
 
@@ -261,7 +266,7 @@ def _differences_table(
             n = str(d.pairs)
             decision = d.decision
             table.add_row(
-                escape(name),
+                cell(name),
                 short(decision.mean, "+") + ("*" if decision.marked else " "),
                 " ".join(short(bound, "+") for bound in decision.interval),
                 " ".join(short(bound, "+") for bound in d.bootstrap),

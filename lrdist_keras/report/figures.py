@@ -11,6 +11,7 @@ import numpy as np
 
 from lrdist_keras._storage import replacing
 from lrdist_keras.distribution import Distribution
+from lrdist_keras.printable import printable
 from lrdist_keras.report.tables import compat_line
 from lrdist_keras.search.trials import Trials
 
@@ -300,4 +301,4 @@ def _draw_curves(
 
 def _literal(text: str) -> str:
     """The text as Matplotlib must be given it, to which a dollar begins mathematics."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")

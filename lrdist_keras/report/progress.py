@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lrdist_keras.printable import printable
+
 
 def run_search(prepared: Any) -> None:
     """Runs the trials under a table of the best and a progress bar.
@@ -83,7 +85,7 @@ def _progress(above: Sequence[Any] = ()) -> Any:
 
     console = Console(stderr=True)
     return Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps,"),
@@ -114,7 +116,7 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
         bar = progress.add_task("", total=total)
 
         def started(sequence: Any, arm: Any, seed: int) -> None:
-            text = f"run {done + 1}/{len(pending)}: {arm.name}, seed {seed}"
+            text = f"run {done + 1}/{len(pending)}: {printable(arm.name)}, seed {seed}"
             progress.update(bar, description=text)
 
         def finished(record: dict[str, Any]) -> None:
@@ -126,8 +128,8 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
                 if record[name] is not None
             )
             print(
-                f"[{done}/{len(pending)}] {record['sequence']}, {record['arm']}, seed "
-                f"{record['seed']}: {values}"
+                f"[{done}/{len(pending)}] {printable(record['sequence'])}, "
+                f"{printable(record['arm'])}, seed {record['seed']}: {values}"
                 f"{_fate(record)}; "
                 f"{record['seconds']:.0f} s, "
                 f"{record['examples_per_second']:.0f} examples/s, "

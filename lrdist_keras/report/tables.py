@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from lrdist_keras.distribution import Distribution
 from lrdist_keras.laboratory.summaries import Summary
-from lrdist_keras.report.cells import empty_table, short, with_deviation
+from lrdist_keras.report.cells import caption, cell, empty_table, short, with_deviation
 from lrdist_keras.search.trials import OF_TRIALS
 
 if TYPE_CHECKING:  # shows a distribution without loading a model's libraries
@@ -43,7 +42,7 @@ def group_tables(
         table.add_column("variables", justify="right", no_wrap=True)
         table.add_column("parameters", justify="right", no_wrap=True)
         for arm, _ in part:
-            table.add_column(escape(arm), justify="right", overflow="fold", min_width=8)
+            table.add_column(cell(arm), justify="right", overflow="fold", min_width=8)
         for index, (name, variables, parameters) in enumerate(groups):
             rates_of = [f"{rates[index]:.2e}" for _, rates in part]
             table.add_row(name, str(variables), f"{parameters:,}", *rates_of)
@@ -71,19 +70,19 @@ def results_table(summaries: Sequence[Summary], title: str) -> Table:
         if s.learned < s.seeds:
             learned = f"[red]{learned}[/red]"
         names = [s.sequence, s.arm] if several else [s.arm]
-        table.add_row(*map(escape, names), *cells, learned)
-    caption = (
+        table.add_row(*map(cell, names), *cells, learned)
+    text = (
         "Mean ± standard deviation over the seeds. learned: runs in which every task "
         "got 2 standard errors above its majority rate; the others (red) are left out "
         "of forgetting."
     )
     lost = [f"{s.arm} ({s.diverged} of {s.seeds})" for s in summaries if s.diverged]
     if lost:
-        caption += (
+        text += (
             f" Diverged, with weights or moments that are not finite, and left out of "
             f"every mean: {', '.join(lost)}."
         )
-    table.caption = escape(caption)
+    table.caption = caption([text])
     return table
 
 
@@ -108,7 +107,7 @@ def labels_table(labels: Mapping[str, Sequence[LabelShares]]) -> Table:
                 row.classes, row.train, row.validation, strict=True
             ):
                 part, *last = beside
-                table.add_row(escape(part), escape(name), *map(short, shares), *last)
+                table.add_row(cell(part), cell(name), *map(short, shares), *last)
                 beside = ("", "", "")
     table.caption = (
         "Shares of the classes. distance: total variation to the first task of the "
@@ -124,15 +123,15 @@ def distribution_table(distribution: Distribution, title: str) -> Table:
         table.add_column(heading, justify="left" if heading == "group" else "right")
     for name, rate in distribution.rates.items():
         table.add_row(
-            escape(name), f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}"
+            cell(name), f"{rate:.4e}", f"{distribution.multipliers[name]:.4f}"
         )
-    caption = [
+    parts = [
         f"scheme {distribution.scheme}; geometric mean "
         f"{distribution.geometric_mean:.4e}"
     ]
     found = distribution.provenance
-    caption += [f"{k} {found[k]}" for k in ("strategy", "strength") if k in found]
-    table.caption = escape("; ".join(caption))
+    parts += [f"{k} {found[k]}" for k in ("strategy", "strength") if k in found]
+    table.caption = caption(["; ".join(parts)])
     return table
 
 
@@ -148,7 +147,7 @@ def spread_table(
         values = [pair.rates[name] for pair in pairs]
         factor = f"{spread[name]:.2f}"
         table.add_row(
-            escape(name),
+            cell(name),
             f"{rate:.4e}",
             f"{min(values):.4e}",
             f"{max(values):.4e}",

@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras import machine
 from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
-from lrdist_keras.data.batches import take
-from lrdist_keras.data.sampling import search_slice
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading, metrics
 from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
+from lrdist_keras.laboratory.task_data import with_search_slices
 from lrdist_keras.search.oracle import (
     SEED,
     BayesianHyperbandOracle,
@@ -288,26 +286,10 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     )
     check_inputs(folder, inputs, state.is_file())
     loaded = whole.shifted(sequence)
-    tasks = []
-    for name, task in loaded.tasks.items():
-        if "report_on_tuning_split" in configuration.compat:
-            tasks.append(task)
-            continue
-        rng = np.random.default_rng(0)
-        rest, chosen = search_slice(loaded.train[name], settings.slice_examples, rng)
-        wanted = task.train_examples or 0
-        if wanted > len(rest):
-            raise InputError(
-                f"Task '{name}': `train_examples` must be at most the {len(rest)} that "
-                f"the slice of the search leaves. Received: {wanted}"
-            )
-        tasks.append(
-            replace(
-                task,
-                train=take(task.train, rest),
-                validation=take(task.train, chosen),
-            )
-        )
+    if "report_on_tuning_split" in configuration.compat:
+        tasks = list(loaded.tasks.values())
+    else:
+        tasks = with_search_slices(configuration, loaded.tasks, loaded.texts)
     strategy = loading.arm_strategy(configuration, arm, loaded) if arm else _PLAIN
     with loading.errors_named(arm) if arm else nullcontext():
         loaded.trainer.check(
