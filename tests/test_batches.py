@@ -7,6 +7,7 @@ import pytest
 from lrdist_keras.config import DataSettings, TaskSettings
 from lrdist_keras.data import batches
 from lrdist_keras.data.batches import Encoded
+from lrdist_keras.data.keras_hub_tokenizer import keras_hub_tokenizer
 from lrdist_keras.data.splits import Split
 from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer, uncut_lengths
@@ -88,11 +89,14 @@ def test_a_gpt2_of_keras_hub_has_no_special_tokens(tmp_path):
     folder = tmp_path / "gpt2"
     backbone.save_to_preset(str(folder))
     keras_hub.models.GPT2Tokenizer(vocabulary, merges).save_to_preset(str(folder))
-    tokenizer = load_tokenizer(str(folder))
     split = split_of(["airplane air", ""], [" air", ""])
-    encoded = encode(split, tokenizer, 8, tmp_path)
-    assert rows(encoded) == [[1, 3, 2, 2], [tokenizer.pad_id]]
-    assert rows(encode(split, tokenizer, 2, tmp_path))[0] == [1, 2]
+    for tokenizer, pad in [
+        (load_tokenizer(str(folder)), 4),
+        (keras_hub_tokenizer(str(folder), None), 0),
+    ]:
+        encoded = encode(split, tokenizer, 8, tmp_path)
+        assert rows(encoded) == [[1, 3, 2, 2], [pad]]
+        assert rows(encode(split, tokenizer, 2, tmp_path))[0] == [1, 2]
 
 
 def test_keras_hub_preset_folder_is_not_taken_for_a_tokenizer_file(tiny_preset):
@@ -101,6 +105,9 @@ def test_keras_hub_preset_folder_is_not_taken_for_a_tokenizer_file(tiny_preset):
     tokenizer = load_tokenizer(str(tiny_preset))
     (ids, second), *_ = tokenizer.encode((["good film"], ["bad plot"]), 32)
     assert (len(ids), second) == (7, 4)
+    hub = keras_hub_tokenizer(str(tiny_preset), None)
+    ((ids_of_hub, second),) = hub.encode((["good film"], ["bad plot"]), 32)
+    assert (list(ids_of_hub), second) == (ids, 4)
 
 
 def test_the_second_start_takes_the_cache(tiny_preset, tmp_path):
@@ -238,8 +245,9 @@ def test_an_evaluation_has_every_example_once():
 
 
 @pytest.mark.parametrize("hub", [False, True])
-def test_uncut_lengths_are_those_of_whole_texts(minilm, tiny_preset, tmp_path, hub):
-    tokenizer = load_tokenizer(str(tiny_preset if hub else minilm))
+def test_uncut_lengths_are_those_of_whole_texts(tiny_preset, tmp_path, hub):
+    preset = str(tiny_preset)
+    tokenizer = keras_hub_tokenizer(preset, None) if hub else load_tokenizer(preset)
     texts = [" ".join(["good", "film"] * n) for n in (1, 40, 2, 90, 7)]
     lengths = [2 * n + 2 for n in (1, 40, 2, 90, 7)]
     split = split_of(texts)
