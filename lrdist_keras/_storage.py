@@ -1,25 +1,29 @@
-"""Files written whole or not at all, JSON read strictly, hashes of contents."""
+"""Files written whole or not at all, and hashes of contents."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from lrdist_keras.errors import InputError
+_JUST_MADE = 5  # seconds; so young a temporary file may not be held yet
+_DAY = 24 * 3600
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for writing that takes its name only once it is whole.
+
+    What a killed writer of the same file has left is removed.
 
     Args:
         path: Name of the file. Its folder is made where it is missing.
@@ -33,16 +37,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(
+        path.parent, re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    )
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with held(temporary):
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~umask())
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -52,6 +58,67 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file as UTF-8, whole or not at all. See `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def remove_unfinished(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes what writers that no longer live have left, as far as that is allowed."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if names.fullmatch(entry.name) and _is_abandoned(Path(entry.path)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a temporary file is a day old, or its writer does not hold it.
+
+    One that others may look into is none: temporary files are their owner's alone.
+    """
+    try:
+        status = path.lstat()
+        age = time.time() - status.st_mtime
+        if os.name == "posix" and status.st_mode & 0o077:
+            return False
+        if age > _DAY:
+            return True
+        if age < _JUST_MADE or path.name.startswith(".encoding-"):
+            return False
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+    except (ImportError, OSError):  # Windows, file systems without locks; it is held
+        return False
+    return True
+
+
+@contextmanager
+def held(temporary: str | os.PathLike[str]) -> Iterator[None]:
+    """Shows other processes that the writer lives; a killed one lets go by itself."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def digest(*content: str | np.ndarray) -> str:
@@ -66,60 +133,3 @@ def digest(*content: str | np.ndarray) -> str:
         found.update(f"{head} {len(data)}\n".encode())
         found.update(data)
     return found.hexdigest()
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Reads JSON as the standard says, and more strictly than `json`.
-
-    Raises:
-        InputError: If it is not JSON, a key stands twice in an object, a number is not
-            finite, or it is nested too deeply.
-    """
-    try:
-        return json.loads(
-            text,
-            object_pairs_hook=_without_repeated,
-            parse_constant=_refused,
-            parse_float=_finite_float,
-            parse_int=_short_int,
-        )
-    except RecursionError:
-        raise InputError("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"it is not text in UTF-8: {error}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"it is not JSON: {error}") from None
-
-
-def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"a key stands twice: {', '.join(map(repr, repeated))}")
-    return content
-
-
-def _refused(constant: str) -> Any:
-    raise InputError(f"numbers must be finite. Received: {constant}")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refused(text)
-
-
-def _short_int(text: str) -> int:
-    # Python's own limit on digits is an error of another class.
-    return int(text) if len(text) <= 400 else _refused(f"{text[:20]}…")
-
-
-def finite_or_none(content: Any) -> Any:
-    """Returns what JSON can hold: the content with None for what is not finite."""
-    if isinstance(content, Mapping):
-        return {name: finite_or_none(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite_or_none(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras._storage import parse_json, write_text
+from lrdist_keras._storage import write_text
 from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.groups import PatternScheme, Scheme
+from lrdist_keras.strict_json import parse_json
 
 FORMAT = 1
 PAPER_SCHEME = Scheme(12, 8, "ceil")

@@ -362,6 +362,8 @@ def test_groups_of_a_preset(tiny_preset):
     result = lrdist("groups", tiny_preset)
     assert result.returncode == 0, result.stderr
     assert "BertBackbone, scheme 2/2/floor" in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "with a new head for 2 classes, not yet trained" in said
     assert "--rounding" in refused("groups", tiny_preset, "--rounding", "up")
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,84 @@ def test_presets_that_are_not_there(preset, message):
 def test_a_hash_needs_a_file(tmp_path):
     with pytest.raises(ValueError, match="can be checked only where"):
         find_preset(ModelSettings(preset=str(tmp_path), sha256="0" * 64))
+
+
+def test_a_folder_goes_before_a_name_of_keras_hub(tiny_preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert_base_en").symlink_to(tiny_preset)
+    found = find_preset(ModelSettings(preset="bert_base_en"))
+    assert found == str(tmp_path / "bert_base_en")
+
+
+def hugging_face(folder, architecture, *others):
+    """A BERT of one layer as Hugging Face saves it, with other tensors beside."""
+    from safetensors.numpy import save_file
+
+    config = {"model_type": "bert", "vocab_size": 9, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 1, "hidden_size": 4, "intermediate_size": 4}
+    config |= {"max_position_embeddings": 8, "architectures": [architecture]}
+    config |= {"hidden_dropout_prob": 0.1}
+    names = [f"embeddings.{x}_embeddings.weight" for x in ("word", "position")]
+    shapes = dict(zip(names, [(9, 4), (8, 4)], strict=True))
+    shapes["embeddings.token_type_embeddings.weight"] = (2, 4)
+    dense = [f"attention.self.{x}" for x in ("query", "key", "value")]
+    dense += ["attention.output.dense", "intermediate.dense", "output.dense"]
+    layer = "encoder.layer.0."
+    norms = [f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"]
+    norms.append("embeddings.LayerNorm")
+    for name in [*(layer + x for x in dense), "pooler.dense"]:
+        shapes |= {f"{name}.weight": (4, 4), f"{name}.bias": (4,)}
+    for name in norms:
+        shapes |= {f"{name}.weight": (4,), f"{name}.bias": (4,)}
+    shapes = {f"bert.{name}": shape for name, shape in shapes.items()}
+    shapes |= {name: (2, 4) for name in others}
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    save_file(
+        {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()},
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_that_a_classifiers_head_is_not_used_is_said_once(tmp_path, capsys):
+    said = [
+        ("a", "BertForSequenceClassification", ["classifier.weight"]),
+        ("b", "BertForSequenceClassification", []),
+        ("c", "BertModel", ["classifier.weight"]),
+    ]
+    for name, kind, others in said:
+        folder = hugging_face(tmp_path / name, kind, *others)
+        for _ in range(2):
+            load_encoder(folder)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"'{folder}' is a classifier" in line
+        assert ("(BertForSequenceClassification)" in line) == (kind != "BertModel")
+        assert ("`classifier.*`, " in line) == bool(others)
+        assert "`bert.pooler.*`" in line and "each task gets a new head" in line
+
+
+def test_of_an_encoder_nothing_is_said(tmp_path, capsys):
+    load_encoder(hugging_face(tmp_path / "model", "BertModel"))
+    load_encoder(hugging_face(tmp_path / "mlm", "BertForMaskedLM", "cls.weight"))
+    assert capsys.readouterr().err == ""
+
+
+def test_of_keras_hubs_classifiers_it_is_said_too(tmp_path, capsys):
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(9, 1, 1, 4, 4)
+    model = keras_hub.models.BertTextClassifier(backbone, num_classes=2)
+    model.save_to_preset(str(tmp_path))
+    load_encoder(str(tmp_path))
+    assert "is a classifier (BertTextClassifier)" in capsys.readouterr().err
+
+
+def test_rows_of_the_tables(tiny_preset):
+    encoder = load_encoder(str(tiny_preset))
+    assert encoder.rows("token") == len(encoder.weights[0])
+    assert (encoder.rows("segment"), encoder.rows("other")) == (2, None)
 
 
 def test_a_folder_that_is_no_preset(tmp_path):

@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import sentiment, write_rows
+from conftest import WORDS, sentiment, write_rows
 
 from lrdist_keras import config
 from lrdist_keras.config import ArmSettings, DataSettings, TaskSettings
@@ -105,6 +105,47 @@ def test_more_clusters_than_there_are_texts(load):
     loaded, sequence = load(f"{CLUSTER}\nclusters = 65")
     with pytest.raises(ValueError, match="`clusters` must be at most the 64.*: 65"):
         loaded.shifted(sequence)
+
+
+def preset_of(folder, rows, segments=2):
+    """A BERT of so many rows, whose tokenizer has the words of the tasks."""
+    import keras_hub
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    backbone = keras_hub.models.BertBackbone(
+        rows, 1, 1, 4, 4, max_sequence_length=64, num_segments=segments
+    )
+    backbone.save_to_preset(str(folder))
+    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(str(folder))
+    return f"model.preset={folder}", len(vocabulary)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows(load, tmp_path):
+    preset, size = preset_of(tmp_path / "small", 30)
+    with pytest.raises(
+        InputError,
+        match=rf"small'.*\(assets/tokenizer/vocabulary.txt\) has ids up to {size - 1}"
+        r".*\(model.weights.h5\) have 30 rows, for ids up to 29.*same checkpoint",
+    ):
+        load('tasks = ["first"]', preset)
+    preset, size = preset_of(tmp_path / "padded", size + 7)
+    loaded, _ = load('tasks = ["first"]', preset)
+    assert loaded.tokenizer.rows == size + 7
+
+
+def test_pairs_need_two_segments(load, tables, tmp_path):
+    preset, _ = preset_of(tmp_path / "one", 64, segments=1)
+    pair = 'tasks.first.text=["text", "label"]'
+    with pytest.raises(InputError, match="Task 'first': pairs.*Received: one row"):
+        load('tasks = ["first"]', preset, pair)
+    load('tasks = ["first"]', preset)
+    load('tasks = ["first"]', pair)
+
+
+def test_a_cache_that_cannot_be_used(load, tmp_path):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(InputError, match="data.cache, or mend its permissions"):
+        load('tasks = ["first"]', f"data.cache={tmp_path / 'file'}")
 
 
 def test_parts_are_trained_like_tasks(load):

@@ -152,6 +152,30 @@ def test_an_estimate_is_made_once(encoder, tmp_path, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_estimate_is_made_again(encoder, tmp_path, monkeypatch, damage):
+    made = []
+
+    def estimate(*arguments):
+        made.append(arguments)
+        return PretrainingFisher(list(encoder.weights), 0.5, 1)
+
+    monkeypatch.setattr(mlm_fisher, "pretraining_fisher", estimate)
+    arguments = encoder, texts(40), MASK, 32, 10, tmp_path
+    cached_pretraining_fisher(*arguments)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content[:-1] if damage == "truncated" else content)
+    for _ in range(2):
+        found = cached_pretraining_fisher(*arguments)
+        for a, b in zip(found.fisher, encoder.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert (found.accuracy, found.examples) == (0.5, 1)
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("other", ["weights", "texts", "number", "length", "mask"])
 def test_an_estimate_of_something_else_is_another(
     encoder, tmp_path, monkeypatch, other

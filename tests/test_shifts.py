@@ -237,3 +237,10 @@ def test_embeddings_and_clusters_are_kept_by_all_that_they_depend_on(
     weights = [weight + 0.1 for weight in encoder.weights]
     find(encoder=replace(encoder, weights=weights))
     assert reads == [20] * 5
+    # What is damaged is made again: clusters from whole embeddings, then both.
+    for kind, read in (("clusters-*", 0), ("*", 2)):
+        for path in (p for p in cache.glob(f"{kind}/*.npy")):
+            path.write_bytes(path.read_bytes()[:-1])
+        for a, b in zip(first, find(), strict=True):
+            np.testing.assert_array_equal(a.train, b.train)
+        assert reads == [20] * (5 + read)

@@ -83,7 +83,8 @@ def groups(
     console = new_console()
     (table,) = group_tables(trainer.group_table([2]), {})
     table.title = (
-        f"{encoder.family}, scheme {trainer.scheme}, with a head for 2 classes"
+        f"{encoder.family}, scheme {trainer.scheme}, with a new head for 2 classes, "
+        "not yet trained"
     )
     console.print(table)
 

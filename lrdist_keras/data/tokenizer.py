@@ -3,65 +3,57 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lrdist_keras import _tensorflow
+from lrdist_keras.array_cache import Arrays, cache_errors, cached_arrays
 from lrdist_keras.data.batches import Encoded
+from lrdist_keras.data.keras_hub_tokenizer import keras_hub_tokenizer
+from lrdist_keras.data.preset_files import PresetFiles
 from lrdist_keras.data.splits import Split
+from lrdist_keras.data.token_ids import Texts, Tokenizer, check_ids, check_vocabulary
+from lrdist_keras.data.vocabulary_files import OwnTokenizer, from_vocabulary
 from lrdist_keras.errors import InputError
 
-Texts = tuple[Sequence[str], ...]
-_FORMAT = "1"  # of the cache; part of its key
+_FORMAT = "2"  # of the cache; part of its key
 _CHUNK = 4096  # texts that are tokenised at a time
 _LONG_CHUNK = 64  # the same where they are long: KerasHub pads them all to the limit
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+_MASKS = ("[MASK]", "<mask>")
 
 
-@dataclass(frozen=True)
-class Tokenizer:
-    """How a checkpoint turns texts into token ids.
-
-    Args:
-        identity: A hash of all that determines the ids.
-        pad_id: Id that fills up a row.
-        encode: From texts (one or two columns) and a maximal length to, for each
-            example, its ids with special tokens and the position at which the second
-            segment begins (the number of ids where there is none).
-        mask_id: Id that stands for a masked token, None where there is none.
-    """
-
-    identity: str
-    pad_id: int
-    encode: Callable[[Texts, int], list[tuple[Sequence[int], int]]]
-    mask_id: int | None = None
-
-
-def load_tokenizer(preset: str) -> Tokenizer:
+def load_tokenizer(preset: str, rows: int | None = None) -> Tokenizer:
     """Loads the tokenizer of a checkpoint.
 
-    The checkpoint's own `tokenizer.json` where its folder has one, KerasHub's
-    otherwise.
+    The checkpoint's own: its `tokenizer.json`, or what its vocabulary and settings say,
+    see `from_vocabulary`. KerasHub's only where it has neither, as with SentencePiece.
 
     Args:
         preset: A local folder or the name of a KerasHub preset.
+        rows: Rows of the model's token embeddings. Tokens that were added beyond them
+            are let pass with a warning, as long as no text holds one.
 
     Raises:
-        ValueError: If KerasHub has no tokenizer for it.
+        InputError: If a file breaks its format, KerasHub has no tokenizer for the
+            preset, or its vocabulary is larger than `rows`.
     """
-    path = Path(preset) / "tokenizer.json"
-    if path.is_file():
-        content = path.read_bytes()
-        # KerasHub's own folders hold a file of this name too, with other content.
-        if "model" in json.loads(content):
-            return _file_tokenizer(content)
-    return _keras_hub_tokenizer(preset)
+    files = PresetFiles(preset)
+    content = files.json("tokenizer.json")
+    # KerasHub's own folders hold a file of this name too, with other content.
+    if content is not None and "model" in content:
+        own: OwnTokenizer | None = _from_file(files)
+    else:
+        with _errors_named(files):
+            own = from_vocabulary(files)
+    if own is None:
+        return keras_hub_tokenizer(preset, rows)
+    return _own_tokenizer(own, files, rows)
 
 
 def encode(
@@ -80,19 +72,39 @@ def encode(
             longer text is cut first.
         cache: Folder of the cache. The key is a hash of the texts, the tokenizer and
             `max_length`.
-        what: How the progress bar calls the texts.
+        what: How messages and the progress bar call the texts.
 
     Raises:
-        OSError: If the cache cannot be written.
+        InputError: If an id has no row in the model's token embeddings, or the cache
+            cannot be read or written.
     """
-    folder = Path(cache) / _key(split.texts, tokenizer, max_length)
-    if not folder.is_dir():
-        _write(folder, split.texts, tokenizer, max_length, what)
-    ids, offsets, second = (
-        np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("ids", "offsets", "second")
+    count = len(split.texts[0])
+
+    def fits(arrays: Arrays) -> bool:
+        if arrays.keys() != {"ids", "offsets", "second"}:
+            return False
+        ids, offsets, second = (arrays[x] for x in ("ids", "offsets", "second"))
+        return (
+            (ids.ndim, ids.dtype, offsets.dtype) == (1, np.int32, np.int64)
+            and (offsets.shape, second.shape) == ((count + 1,), (count,))
+            and offsets[0] == 0
+            and offsets[-1] == len(ids)
+            and bool((np.diff(offsets) >= 0).all())
+        )
+
+    arrays = cached_arrays(
+        Path(cache) / _key(split.texts, tokenizer, max_length),
+        partial(_encoded, split.texts, tokenizer, max_length, cache, what),
+        fits,
     )
-    return Encoded(ids, offsets, second, split.labels, tokenizer.pad_id)
+    check_ids(arrays["ids"], tokenizer.rows, what)
+    return Encoded(
+        arrays["ids"],
+        arrays["offsets"],
+        arrays["second"],
+        split.labels,
+        tokenizer.pad_id,
+    )
 
 
 def uncut_lengths(
@@ -131,123 +143,113 @@ def _key(texts: Texts, tokenizer: Tokenizer, max_length: int) -> str:
     return digest.hexdigest()
 
 
-def _write(
-    folder: Path, texts: Texts, tokenizer: Tokenizer, max_length: int, what: str
-) -> None:
-    """Encodes into a temporary folder that takes its name once it is whole."""
+def _encoded(
+    texts: Texts,
+    tokenizer: Tokenizer,
+    max_length: int,
+    cache: str | os.PathLike[str],
+    what: str,
+) -> Arrays:
+    """Encodes texts; the ids are in a nameless file of the cache, not in memory."""
     from rich.console import Console
     from rich.progress import track
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".encoding-"))
-    try:
-        count = len(texts[0])
-        sizes = np.zeros(count, np.int64)
-        second = np.zeros(count, np.int32)
-        raw = temporary / "ids.raw"
-        with raw.open("wb") as file:
-            for start in track(
-                range(0, count, _CHUNK),
-                f"Encoding {what}",
-                console=Console(stderr=True),
-                transient=True,
-                disable=count <= _CHUNK,
-            ):
-                part = tuple(column[start : start + _CHUNK] for column in texts)
-                for i, (ids, boundary) in enumerate(tokenizer.encode(part, max_length)):
-                    sizes[start + i], second[start + i] = len(ids), boundary
-                    file.write(np.asarray(ids, np.int32).tobytes())
+    count = len(texts[0])
+    sizes = np.zeros(count, np.int64)
+    second = np.zeros(count, np.int32)
+    with cache_errors(cache), tempfile.TemporaryFile(dir=cache) as file:
+        for start in track(
+            range(0, count, _CHUNK),
+            f"Encoding {what}",
+            console=Console(stderr=True),
+            transient=True,
+            disable=count <= _CHUNK,
+        ):
+            part = tuple(column[start : start + _CHUNK] for column in texts)
+            rows = tokenizer.encode(part, max_length)
+            end = start + len(rows)
+            sizes[start:end] = [len(ids) for ids, _ in rows]
+            second[start:end] = [boundary for _, boundary in rows]
+            found = np.concatenate([np.asarray(ids, np.int64) for ids, _ in rows])
+            check_ids(found, tokenizer.rows or 1 << 31, what)
+            file.write(found.astype(np.int32).tobytes())
+        file.flush()
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        flat = np.memmap(raw, np.int32, mode="r", shape=(int(offsets[-1]),))
-        for name, array in (("ids", flat), ("offsets", offsets), ("second", second)):
-            with (temporary / f"{name}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        raw.unlink()
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        total = int(offsets[-1])
+        flat = (
+            np.memmap(file, np.int32, mode="r", shape=(total,))
+            if total
+            else np.zeros(0, np.int32)
+        )
+    return {"ids": flat, "offsets": offsets, "second": second}
 
 
-def _file_tokenizer(content: bytes) -> Tokenizer:
+def _from_file(files: PresetFiles) -> OwnTokenizer:
     from tokenizers import Tokenizer as FileTokenizer
 
-    try:
-        tokenizer = FileTokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # what the library raises, of no narrower class
-        raise InputError(f"The checkpoint's tokenizer.json: {error}") from error
-    pad_id = (tokenizer.padding or {}).get("pad_id")
-    if pad_id is None:
-        found = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-        pad_id = next((i for i in found if i is not None), 0)
+    with _errors_named(files):
+        tokenizer = FileTokenizer.from_str(files.text("tokenizer.json") or "")
+    pad = (tokenizer.padding or {}).get("pad_token", "")
+    return OwnTokenizer(tokenizer, pad, "", "tokenizer.json")
+
+
+def _own_tokenizer(
+    own: OwnTokenizer, files: PresetFiles, rows: int | None
+) -> Tokenizer:
+    import tokenizers
+
+    tokenizer = own.tokenizer
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     # A "[SEP]" in a user's text is text.
     tokenizer.encode_special_tokens = True
 
     def encode(texts: Texts, max_length: int) -> list[tuple[Sequence[int], int]]:
-        tokenizer.enable_truncation(max_length, strategy="longest_first")
         pairs = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+        with _errors_named(files):
+            tokenizer.enable_truncation(max_length, strategy="longest_first")
+            encodings = tokenizer.encode_batch_fast(pairs)
         result: list[tuple[Sequence[int], int]] = []
-        for encoding in tokenizer.encode_batch_fast(pairs):
+        for encoding in encodings:
             ids = encoding.ids or [pad_id]
             types = encoding.type_ids
             result.append((ids, types.index(1) if 1 in types else len(ids)))
         return result
 
-    identity = "file:" + hashlib.sha256(content).hexdigest()
-    masks = (tokenizer.token_to_id(token) for token in ("[MASK]", "<mask>"))
-    mask_id = next((i for i in masks if i is not None), None)
-    return Tokenizer(identity, pad_id, encode, mask_id)
+    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    added = {
+        token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()
+    }
+    check_vocabulary(largest, added, rows, files.preset, own.source)
+    # Where there is no such token any row does, since padding is masked.
+    pad_id = _first_id(tokenizer.token_to_id, (own.pad, *_PADS), rows) or 0
+    mask_id = _first_id(tokenizer.token_to_id, (own.mask, *_MASKS), rows)
+    state = hashlib.sha256(f"{pad_id} {tokenizer.to_str()}".encode()).hexdigest()
+    identity = f"tokenizers {tokenizers.__version__}: {state}"
+    encode((["a"],), 8), encode((["a"], ["b"]), 8)  # what is broken shows at once
+    return Tokenizer(identity, pad_id, encode, mask_id, rows)
 
 
-def _keras_hub_tokenizer(preset: str) -> Tokenizer:
-    keras_hub = _tensorflow.keras_hub()
-    tokenizer = keras_hub.models.Tokenizer.from_preset(preset)
-    state = [tokenizer.get_config(), list(tokenizer.get_vocabulary())]
-    state.append(getattr(tokenizer, "merges", None))
-    identity = hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()
+def _first_id(
+    find: Callable[[str], int | None], tokens: Sequence[str], rows: int | None
+) -> int | None:
+    """Returns the id of the first of these tokens that there is a row for."""
+    found = (find(token) for token in tokens)
+    return next((i for i in found if i is not None and (not rows or i < rows)), None)
+
+
+@contextmanager
+def _errors_named(files: PresetFiles) -> Iterator[None]:
+    """Names the preset where the library that tokenises it raises an error."""
     try:
-        preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(preset)
-    except ValueError:  # GPT-2 has none: its texts carry no special tokens
-        preprocessor = None
-    pad_id = tokenizer.pad_token_id or 0
-
-    def packed(texts: Texts, max_length: int) -> list[tuple[Sequence[int], int]]:
-        preprocessor.sequence_length = max_length
-        columns = tuple(list(column) for column in texts)
-        # Given alone, the second of two texts would be taken for the label.
-        inputs, _ = preprocessor(
-            columns if len(columns) == 2 else columns[0], y=np.zeros(len(columns[0]))
-        )
-        arrays = {name: np.asarray(value) for name, value in inputs.items()}
-        sizes = arrays["padding_mask"].sum(axis=1)
-        segments = arrays.get("segment_ids", np.zeros_like(arrays["token_ids"]))
-        return [
-            (ids[:size], int(np.argmax(types)) if types[:size].any() else int(size))
-            for ids, types, size in zip(
-                arrays["token_ids"], segments, sizes, strict=True
-            )
-        ]
-
-    def plain(texts: Texts, max_length: int) -> list[tuple[Sequence[int], int]]:
-        columns = [[list(map(int, ids)) for ids in tokenizer(list(c))] for c in texts]
-        result: list[tuple[Sequence[int], int]] = []
-        for parts in zip(*columns, strict=True):
-            cut = [list(part) for part in parts]
-            while sum(map(len, cut)) > max_length:
-                max(cut, key=len).pop()
-            ids = [i for part in cut for i in part] or [pad_id]
-            result.append((ids, len(ids)))
-        return result
-
-    return Tokenizer(
-        f"keras_hub {keras_hub.__version__}: {identity}",
-        pad_id,
-        packed if preprocessor is not None else plain,
-        getattr(tokenizer, "mask_token_id", None),
-    )
+        yield
+    except InputError:
+        raise
+    except BaseException as error:  # of no narrower class; its panics are no Exception
+        if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
+            raise
+        raise InputError(
+            f"model.preset: the tokenizer of '{files.preset}' is damaged or made for "
+            "another version of the library tokenizers; fetch its files from their "
+            f"source again. Received: {error}"
+        ) from error

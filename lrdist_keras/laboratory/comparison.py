@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdist_keras import machine
-from lrdist_keras._storage import finite_or_none, write_text
+from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, get, llrd
@@ -33,6 +33,7 @@ from lrdist_keras.laboratory.run_folder import check_folder, locked, save_config
 from lrdist_keras.laboratory.statistics import NoStatistics, Statistics, compare_arms
 from lrdist_keras.laboratory.summaries import FURTHER, summarize
 from lrdist_keras.settings import LARGEST_RATE
+from lrdist_keras.strict_json import finite_or_none
 from lrdist_keras.training.run import Observer, Run, TaskData
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.trainer import SequentialTrainer

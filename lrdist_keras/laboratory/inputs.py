@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lrdist_keras._storage import digest, parse_json, write_text
+from lrdist_keras._storage import digest, write_text
 from lrdist_keras.config import ArmSettings, Configuration
 from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tokenizer import Tokenizer
 from lrdist_keras.distribution import get
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.strict_json import parse_json
 
 _NAME = "inputs.json"
 

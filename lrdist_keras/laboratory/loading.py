@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lrdist_keras._storage import digest, replacing
+from lrdist_keras.array_cache import cache_errors
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.data.findings import stop_at_errors
@@ -20,12 +18,12 @@ from lrdist_keras.data.local_files import check_is_file
 from lrdist_keras.data.shifts import (
     LabelShares,
     Part,
-    cluster_shift,
     label_table,
 )
 from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer
 from lrdist_keras.errors import InputError
+from lrdist_keras.laboratory.cluster_cache import cached_cluster_shift
 from lrdist_keras.laboratory.task_data import (
     check_domain,
     check_texts,
@@ -37,7 +35,7 @@ from lrdist_keras.laboratory.task_data import (
     token_counts,
 )
 from lrdist_keras.models.bfloat16 import resolve_here
-from lrdist_keras.models.encoder import find_preset, load_encoder
+from lrdist_keras.models.encoder import Encoder, find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.printable import printable
 from lrdist_keras.training.compiler import keep_programs
@@ -79,7 +77,7 @@ class Loaded:
 
         Raises:
             ValueError: If the tasks do not fit the shift, or a part cannot be trained.
-            OSError: If the cache cannot be written.
+            InputError: If the cache cannot be read or written.
         """
         if sequence.shift in ("task", "domain"):
             if sequence.shift == "domain":
@@ -144,7 +142,8 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         OSError: If an input is missing.
     """
     preset = find_preset(configuration.model)
-    keep_programs(configuration.data.cache)
+    with cache_errors(configuration.data.cache):
+        keep_programs(configuration.data.cache)
     texts = load_texts(configuration, names)
     findings = check_texts(configuration, texts)
     stop_at_errors(findings)
@@ -152,13 +151,15 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     training = configuration.training
     model = configuration.model
     encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
-    tokenizer = load_tokenizer(preset)
+    tokenizer = load_tokenizer(preset, encoder.rows("token"))
     if (most := encoder.max_length) is not None and training.max_length > most:
         raise InputError(
             f"training.max_length must be at most the {most} positions of the model. "
             f"Received: {training.max_length}"
         )
     tasks = encode_tasks(configuration, texts, tokenizer)
+    for name, task in tasks.items():
+        _check_segments(name, encoder, task.train, task.validation)
     trainer = SequentialTrainer(
         encoder,
         training,
@@ -167,6 +168,17 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         configuration.compat,
     )
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
+
+
+def _check_segments(name: str, encoder: Encoder, *splits: Encoded) -> None:
+    """Checks that a model of one segment is not shown pairs of texts."""
+    pairs = any(bool((split.second < split.lengths).any()) for split in splits)
+    if pairs and encoder.rows("segment") == 1:
+        raise InputError(
+            f"Task '{name}': pairs of texts need a model with two segments; join them "
+            "in one column, or take another model.preset. Received: one row of segment "
+            "embeddings"
+        )
 
 
 @contextmanager
@@ -189,7 +201,7 @@ def arm_strategy(
 
     Raises:
         ValueError: If its text cannot be read, or there is none.
-        OSError: If the cache cannot be written.
+        InputError: If the cache cannot be read or written.
     """
 
     def text_fisher(file: str, examples: int) -> Weights:
@@ -211,7 +223,7 @@ def _text_fisher(
 
     Raises:
         ValueError: If the text cannot be read, or there is none.
-        OSError: If the cache cannot be written.
+        InputError: If the cache cannot be read or written.
     """
     path, name = Path(configuration.data.dir) / file, printable(arm.name)
     check_is_file(path, f"Arm '{name}', `raw_text`")
@@ -245,68 +257,3 @@ def _text_fisher(
         examples,
         configuration.data.cache,
     )
-
-
-_FORMAT = "1"  # of the cache; part of its keys
-
-
-def cached_cluster_shift(
-    reader: FeatureReader,
-    train: Encoded,
-    validation: Encoded,
-    clusters: int,
-    seed: int,
-    cache: str | os.PathLike[str],
-    fit_on_validation: bool = False,
-) -> list[Part]:
-    """Divides a task by clusters of what the pretrained encoder makes of its texts.
-
-    See `cluster_shift`. Embeddings and clusters are kept in files of the cache, whose
-    names are hashes of all that they depend on: the encoder's weights, the ids of the
-    texts, and for the clusters also their number, the seed and scikit-learn's version.
-
-    Raises:
-        ValueError: If there are fewer examples to fit than clusters.
-        OSError: If the cache cannot be written.
-    """
-    import sklearn
-
-    cache, model = Path(cache), reader.encoder.digest
-    keys = [digest(_FORMAT, model, data.digest) for data in (train, validation)]
-
-    def embeddings(key: str, data: Encoded) -> np.ndarray:
-        read = partial(reader.last, reader.encoder.weights, data)
-        return _cached(cache / f"embeddings-{key}.npy", read)
-
-    def clusters_of_all() -> np.ndarray:
-        parts = cluster_shift(
-            embeddings(keys[0], train),
-            embeddings(keys[1], validation),
-            clusters,
-            seed,
-            fit_on_validation,
-        )
-        found = np.zeros(len(train) + len(validation), np.int32)
-        for i, part in enumerate(parts):
-            found[part.train] = found[len(train) + part.validation] = i
-        return found
-
-    what = [*keys, clusters, seed, fit_on_validation, sklearn.__version__]
-    name = digest(*map(str, what))
-    found = _cached(cache / f"clusters-{name}.npy", clusters_of_all)
-    return [
-        Part(
-            f"cluster {i + 1}",
-            np.flatnonzero(found[: len(train)] == i),
-            np.flatnonzero(found[len(train) :] == i),
-        )
-        for i in range(clusters)
-    ]
-
-
-def _cached(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    if not path.is_file():
-        array = compute()
-        with replacing(path) as file:
-            np.save(file, array)
-    return np.load(path)

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrdist_keras._storage import digest, parse_json, replacing
+from lrdist_keras._storage import digest, replacing
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.strict_json import parse_json
 
 NAME = "runs.jsonl"
 _Share = Annotated[float, Field(ge=0, le=1)]

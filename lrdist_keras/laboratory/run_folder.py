@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lrdist_keras._storage import parse_json, write_text
+from lrdist_keras._storage import write_text
 from lrdist_keras.config import Configuration
 from lrdist_keras.errors import InputError
+from lrdist_keras.strict_json import parse_json
 
 CONFIGURATION = "configuration.json"
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras._storage import finite_or_none
 from lrdist_keras.laboratory.metrics import validation_error
 from lrdist_keras.laboratory.paired_tests import (
     Decision,
@@ -26,6 +25,7 @@ from lrdist_keras.laboratory.paired_tests import (
     pairs_needed,
     two_level_interval,
 )
+from lrdist_keras.strict_json import finite_or_none
 
 COMPARED = ("reward", "p_s", "p_o", "forgetting", "a1")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 from lrdist_keras import _tensorflow
 from lrdist_keras._storage import digest
 from lrdist_keras.data.local_files import package_folder
+from lrdist_keras.data.preset_files import WEIGHTS, PresetFiles, check_folder
 from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
 from lrdist_keras.settings import ModelSettings
 
 _PACKAGE = "package://"
-_WEIGHTS = ("model.safetensors", "model.weights.h5", "pytorch_model.bin")
+_CLASSIFIERS = ("Classification", "MultipleChoice", "QuestionAnswering", "Classifier")
+_HEADS = ("classifier", "pre_classifier", "qa_outputs", "score")  # of Hugging Face
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class Encoder:
         are numbered like that. None where it must have them all.
         """
         return 0 if self._stack is not None else None
+
+    def rows(self, table: str) -> int | None:
+        """Returns how many rows a table of embeddings has, such as that of `token`.
+
+        None where there is no such table, or several.
+        """
+        ends = f"{table}_embedding/embeddings"
+        paths = [v.path for v in self.model.trainable_variables]
+        found = [i for i, path in enumerate(paths) if path.endswith(ends)]
+        return len(self.weights[found[0]]) if len(found) == 1 else None
 
     @cached_property
     def digest(self) -> str:
@@ -110,7 +123,8 @@ def find_preset(settings: ModelSettings) -> str:
 
     Raises:
         FileNotFoundError: If the package or folder is not there.
-        ValueError: If the weights have another hash than the settings say.
+        ValueError: If the weights have another hash than the settings say, or what is
+            named like a file of the folder is none.
     """
     preset = settings.preset
     if preset.startswith(_PACKAGE):
@@ -129,7 +143,9 @@ def find_preset(settings: ModelSettings) -> str:
             f"Received: '{settings.preset}'"
         )
     if folder.is_dir():
-        preset = str(folder)
+        # KerasHub would take a bare name for one of its own.
+        preset = str(folder.absolute())
+        check_folder(folder)
     if settings.sha256 is not None:
         _check_weights(Path(preset), settings.sha256)
     return preset
@@ -139,6 +155,8 @@ def load_encoder(
     preset: str, dropout: float = 0.0, precision: str = "float32"
 ) -> Encoder:
     """Loads a pretrained backbone of KerasHub.
+
+    Of a classifier only the encoder is taken, which a line on stderr says.
 
     Args:
         preset: A local folder, KerasHub's own or in Hugging Face form, or the name of
@@ -151,6 +169,10 @@ def load_encoder(
     """
     import keras
 
+    files = PresetFiles(preset)
+    if files.local:
+        check_folder(Path(preset))
+        files.json("config.json"), files.tensor_names()  # what is damaged shows at once
     try:
         backbone = _tensorflow.keras_hub().models.Backbone.from_preset(
             preset, dropout=dropout, dtype=backbone_policy(precision)
@@ -172,6 +194,8 @@ def load_encoder(
             "encoder with token_ids, padding_mask and one output per token."
         )
     model = keras.Model(backbone.input, output)
+    if note := _unused_head(files):
+        _say_once(note)
     return Encoder(
         model=model,
         family=type(backbone).__name__,
@@ -193,12 +217,39 @@ def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndar
     return [kernel, np.zeros(classes, np.float32)]
 
 
+def _unused_head(files: PresetFiles) -> str:
+    """Returns a line on what a classifier has above its encoder; empty for others."""
+    kinds: Any = (files.json("config.json") or {}).get("architectures")
+    tensors = []
+    if files.local:  # a hub would be asked for each file
+        kinds = kinds or [(files.json("task.json") or {}).get("class_name")]
+        tensors = [name.split(".") for name in files.tensor_names()]
+    names = [x for x in kinds if isinstance(x, str)] if isinstance(kinds, list) else []
+    kind = next((x for x in names if x.endswith(_CLASSIFIERS)), None)
+    heads = {name[0] for name in tensors if name[0] in _HEADS}
+    if kind is None and not heads:
+        return ""
+    poolers = {".".join(x[: x.index("pooler") + 1]) for x in tensors if "pooler" in x}
+    parts = [f"`{name}.*`" for name in [*sorted(heads), *sorted(poolers)]]
+    listed = ", ".join(parts)
+    return (
+        f"model.preset: '{files.preset}' is a classifier"
+        f"{f' ({kind})' if kind else ''}. Its head and its pooler are not used"
+        f"{f' ({listed})' if listed else ''}; each task gets a new head."
+    )
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _check_weights(folder: Path, expected: str) -> None:
-    path = next((folder / n for n in _WEIGHTS if (folder / n).is_file()), None)
+    path = next((folder / n for n in WEIGHTS if (folder / n).is_file()), None)
     if path is None:
         raise InputError(
             f"model.sha256 can be checked only where '{folder}' is a folder with one "
-            f"of {', '.join(_WEIGHTS)}."
+            f"of {', '.join(WEIGHTS)}."
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

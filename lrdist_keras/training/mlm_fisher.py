@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from lrdist_keras._storage import digest, replacing
+from lrdist_keras._storage import digest
+from lrdist_keras.array_cache import Arrays, cached_arrays
 from lrdist_keras.data.batches import Encoded, evaluation_batches, take
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
@@ -27,7 +28,7 @@ _EPOCHS = 10
 _RATE = 1e-3
 _CHUNK = 2  # per-example gradients are as large as the model, each
 _FEATURES = 32  # texts per batch where only features are wanted
-_FORMAT = "1"  # of the cache; part of its keys
+_FORMAT = "2"  # of the cache; part of its keys
 
 
 @dataclass(frozen=True)
@@ -118,32 +119,37 @@ def cached_pretraining_fisher(
 ) -> PretrainingFisher:
     """Estimates the Fisher of masked language modelling once for all runs.
 
-    See `pretraining_fisher`. It is kept in a file of the cache as large as the weights,
-    whose name is a hash of the encoder's weights, the ids of the texts and the numbers.
+    See `pretraining_fisher`. It is kept in a folder of the cache, as large as the
+    weights, whose name is a hash of the encoder's weights, the ids of the texts and the
+    numbers.
 
     Raises:
         ValueError: If there are fewer than two texts, or the model is not one of masked
             language modelling.
-        OSError: If the cache cannot be written.
+        InputError: If the cache cannot be read or written.
     """
     numbers = map(str, (mask_id, max_length, examples))
     key = digest(_FORMAT, encoder.digest, texts.digest, *numbers)
-    path = Path(cache) / f"fisher-{key}.npz"
-    if not path.is_file():
+    names = [f"fisher_{i}" for i in range(len(encoder.weights))]
+
+    def make() -> Arrays:
         found = pretraining_fisher(encoder, texts, mask_id, max_length, examples)
-        with replacing(path) as file:
-            np.savez(
-                file,
-                *map(np.asarray, found.fisher),
-                accuracy=found.accuracy,
-                examples=found.examples,
-            )
-    with np.load(path) as kept:
-        return PretrainingFisher(
-            [kept[f"arr_{i}"] for i in range(len(encoder.weights))],
-            float(kept["accuracy"]),
-            int(kept["examples"]),
-        )
+        arrays = dict(zip(names, map(np.asarray, found.fisher), strict=True))
+        arrays["accuracy"] = np.asarray([found.accuracy])
+        arrays["examples"] = np.asarray([found.examples])
+        return arrays
+
+    def fits(arrays: Arrays) -> bool:
+        shapes = dict(zip(names, (w.shape for w in encoder.weights), strict=True))
+        shapes |= {"accuracy": (1,), "examples": (1,)}
+        return shapes == {name: array.shape for name, array in arrays.items()}
+
+    kept = cached_arrays(Path(cache) / f"fisher-{key}", make, fits)
+    return PretrainingFisher(
+        [np.array(kept[name]) for name in names],
+        float(kept["accuracy"][0]),
+        int(kept["examples"][0]),
+    )
 
 
 def mask(
