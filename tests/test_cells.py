@@ -9,7 +9,8 @@ from test_tables import SCHEME, record
 
 from lrdist_keras.data.shifts import LabelShares
 from lrdist_keras.distribution import Distribution, flat, spread
-from lrdist_keras.laboratory.statistics import compare_arms, summarize
+from lrdist_keras.laboratory.statistics import compare_arms
+from lrdist_keras.laboratory.summaries import summarize
 from lrdist_keras.report import comparison_tables, progress, tables
 
 # Markup, an emoji's code, a colour, a mark of direction, a backslash at the end.

@@ -202,10 +202,10 @@ def test_bytes_literals_reach_the_model_but_not_what_a_search_cuts_by(load):
     assert row(found, 0) != row(plain.tasks["second"].train, 0)
 
 
-def test_a_raw_text_that_is_a_pipe_is_refused_at_once(load, tables):
-    os.mkfifo(tables / "raw.txt")
+def test_a_raw_text_that_is_a_pipe_is_refused_at_once(load, tmp_path):
+    os.mkfifo(tmp_path / "raw.txt")
     arm = {"name": "p", "rate": 1e-3, "strategy": "ewc_pretraining"}
-    arm |= {"strength": 1.0, "raw_text": "raw.txt"}
+    arm |= {"strength": 1.0, "raw_text": str(tmp_path / "raw.txt")}
     loaded, _ = load('tasks = ["first"]')
     with pytest.raises(InputError, match="Arm 'p', `raw_text`: .*a named pipe"):
         loading.arm_strategy(loaded.configuration, ArmSettings(**arm), loaded)
