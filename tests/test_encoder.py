@@ -1,11 +1,13 @@
 import hashlib
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lrdist_keras.config import ModelSettings
+from lrdist_keras.errors import InputError
 from lrdist_keras.models import encoder
 from lrdist_keras.models.encoder import find_preset, load_encoder, new_head
 
@@ -132,6 +134,17 @@ def test_a_folder_that_is_no_preset(tmp_path):
 def inputs(ids, mask):
     ids, mask = np.array(ids, np.int32), np.array(mask, np.int32)
     return {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tiny_preset, tmp_path, bad):
+    import h5py
+
+    preset = shutil.copytree(tiny_preset, tmp_path / "damaged")
+    with h5py.File(preset / "model.weights.h5", "r+") as file:
+        file["layers/embedding/vars/0"][0, 0] = bad
+    with pytest.raises(InputError, match="not finite.*segment_embedding/embeddings"):
+        load_encoder(str(preset))
 
 
 def test_the_features_are_the_first_token_and_ignore_padding(tiny_preset):

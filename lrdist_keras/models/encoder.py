@@ -20,6 +20,7 @@ from lrdist_keras.data.preset_files import WEIGHTS, PresetFiles, check_folder
 from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
+from lrdist_keras.printable import listed
 from lrdist_keras.settings import ModelSettings
 
 _PACKAGE = "package://"
@@ -165,7 +166,8 @@ def load_encoder(
         precision: See `Encoder`.
 
     Raises:
-        ValueError: If the preset cannot be had or is no text encoder.
+        ValueError: If the preset cannot be had, is no text encoder, or holds weights
+            that are not finite.
     """
     import keras
 
@@ -194,6 +196,14 @@ def load_encoder(
             "encoder with token_ids, padding_mask and one output per token."
         )
     model = keras.Model(backbone.input, output)
+    damaged = [
+        v.path for v in model.variables if not np.isfinite(np.asarray(v.value)).all()
+    ]
+    if damaged:
+        raise InputError(
+            f"model.preset: '{preset}' holds weights that are not finite, so that it "
+            f"cannot be trained; get it again. They are in: {listed(damaged)}"
+        )
     if note := _unused_head(files):
         _say_once(note)
     return Encoder(
