@@ -496,7 +496,7 @@ def test_runs_of_two_precisions_do_not_mix(toml, tmp_path, monkeypatch):
     on = partial(resolved_with, configuration=configuration, monkeypatch=monkeypatch)
     amx, other = on({"amx_bf16"}), on(())
     assert (amx.model.precision, other.model.precision) == ("bfloat16", "float32")
-    assert search._fingerprint(amx) != search._fingerprint(other)
+    assert search._fingerprint(amx, {}) != search._fingerprint(other, {})
 
     compared, searched = tmp_path / "compared", tmp_path / "searched"
     comparison.claim(other, compared, {})

@@ -59,13 +59,14 @@ def test_scheme_text_and_json_round_trip():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((0,), "`layers` must be an integer of at least 1. Received: layers=0"),
-        ((12, 0), "`encoder_groups` must be an integer of at least 1"),
+        ((0,), "`layers` must be an integer from 1 to 10000. Received: layers=0"),
+        ((12, 0), "`encoder_groups` must be an integer from 1"),
         (
             (12, 8, "up"),
             "`rounding` must be 'floor' or 'ceil'. Received: rounding='up'",
         ),
         ((12.0,), "`layers` must be an integer"),
+        ((10**12,), "`layers` must be an integer from 1 to 10000"),
     ],
 )
 def test_scheme_errors(arguments, message):
@@ -185,3 +186,9 @@ def test_two_transformers_and_none_are_refused():
     twice = ["token_embedding/embeddings", "transformer_layer_0/kernel"] * 2
     with pytest.raises(ValueError, match="share one path"):
         path_groups(twice)
+
+
+def test_more_groups_than_any_model_has_are_refused():
+    groups = {f"g{i}": f"layer_{i}" for i in range(100_000)}
+    with pytest.raises(ValueError, match="at most 10000. Received: 100000 groups"):
+        PatternScheme(groups)
