@@ -183,24 +183,7 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
 
     One row per metric and arm, in 80 columns.
     """
-    reference = statistics.reference
-    last = [
-        f"Arm minus '{reference}', paired by seed. t, BCa: 95 % intervals of Student "
-        "and of the bootstrap. p: sign-flip test; Holm: corrected for all comparisons "
-        "of a metric. *: t and Holm agree on a difference. n: pairs. need: seeds that "
-        f"would show this difference (power {POWER:g} in a t test at {LEVEL:g} / "
-        "comparisons). ± beside a metric: binomial standard error of one run, from its "
-        "validation examples."
-    ]
-    if count := sum(statistics.not_learned.values()):
-        arms = ", ".join(f"{a}: {n}" for a, n in statistics.not_learned.items())
-        last.append(
-            f"{count} of {statistics.runs} runs did not learn ({arms}); their pairs "
-            "are left out of forgetting, and n is red."
-        )
-    if lost := statistics.diverged:
-        arms = ", ".join(f"{a}: {n}" for a, n in lost.items())
-        last.append(f"Runs that diverged ({arms}) are left out of every metric.")
+    reference, last = statistics.reference, _explanations(statistics)
     sequences = list(dict.fromkeys(d.sequence for d in statistics.paired))
     tables = []
     for sequence in sequences:
@@ -244,6 +227,28 @@ def statistics_tables(statistics: Statistics) -> list[Table]:
         table.caption = caption(lines)
         tables.append(table)
     return tables
+
+
+def _explanations(statistics: Statistics) -> list[str]:
+    """How to read the tables of differences, and which runs do not count."""
+    lines = [
+        f"Arm minus '{statistics.reference}', paired by seed. t, BCa: 95 % intervals of Student "
+        "and of the bootstrap. p: sign-flip test; Holm: corrected for all comparisons "
+        "of a metric. *: t and Holm agree on a difference. n: pairs. need: seeds that "
+        f"would show this difference (power {POWER:g} in a t test at {LEVEL:g} / "
+        "comparisons). ± beside a metric: binomial standard error of one run, from its "
+        "validation examples."
+    ]
+    if count := sum(statistics.not_learned.values()):
+        arms = ", ".join(f"{a}: {n}" for a, n in statistics.not_learned.items())
+        lines.append(
+            f"{count} of {statistics.runs} runs did not learn ({arms}); their pairs "
+            "are left out of forgetting, and n is red."
+        )
+    if lost := statistics.diverged:
+        arms = ", ".join(f"{a}: {n}" for a, n in lost.items())
+        lines.append(f"Runs that diverged ({arms}) are left out of every metric.")
+    return lines
 
 
 def _differences_table(
