@@ -65,7 +65,7 @@ def test_a_search_from_beginning_to_end(tmp_path, toml):
     # The kill may have left a file that was being written, under another name.
     names = {p.name for p in out.iterdir() if not p.name.startswith(".")}
     assert names == {
-        "best.json", "configuration.json", "distribution.json",
+        "best.json", "configuration.json", "distribution.json", "inputs.json",
         "scheme.json", "search", "search.json", "search.png", "trials.csv",
     }  # fmt: skip
     with (out / "trials.csv").open() as file:
@@ -211,11 +211,11 @@ def test_a_strength_is_searched_with_the_rates(tmp_path, toml):
     with pytest.raises(ValueError, match="What differs: arms.0.strength"):
         search.prepare(config.load(path, [*chosen, "arms.ewc.strength=20.0"]), out)
     fingerprints = {
-        search._fingerprint(config.load(path, [*chosen, *more]))
+        search._fingerprint(config.load(path, [*chosen, *more]), {})
         for more in ([], ["arms.ewc.strength=20.0"], ["search.strength=[1, 10]"])
     }
     assert len(fingerprints) == 3
-    assert search._fingerprint(others) == search._fingerprint(configuration)
+    assert search._fingerprint(others, {}) == search._fingerprint(configuration, {})
 
 
 def test_the_strategy_of_an_arm_counts_without_its_strength(tmp_path, toml):
@@ -393,10 +393,10 @@ def test_a_worker_of_another_configuration_is_refused(tmp_path, toml, monkeypatc
     elsewhere = ["data.cache=/else", "model.preset=/else", "seeds=[7]", "name=else"]
     elsewhere.append("measures.probe=false")  # of comparisons
     same, other = (
-        search._fingerprint(config.load(path, [*SMALL, *changed]))
+        search._fingerprint(config.load(path, [*SMALL, *changed]), {})
         for changed in (elsewhere, ["training.epochs=2"])
     )
-    own = search._fingerprint(config.load(path, SMALL))
+    own = search._fingerprint(config.load(path, SMALL), {})
     assert own == same != other
     scheme = Scheme(3)
     chief = space.make_oracle(settings(), scheme, own)

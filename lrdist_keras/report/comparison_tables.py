@@ -233,11 +233,11 @@ def _explanations(statistics: Statistics) -> list[str]:
     """How to read the tables of differences, and which runs do not count."""
     lines = [
         f"Arm minus '{statistics.reference}', paired by seed. t, BCa: 95 % intervals "
-        "of Student and of the bootstrap. p: sign-flip test; Holm: corrected for all comparisons "
-        "of a metric. *: t and Holm agree on a difference. n: pairs. need: seeds that "
-        f"would show this difference (power {POWER:g} in a t test at {LEVEL:g} / "
-        "comparisons). ± beside a metric: binomial standard error of one run, from its "
-        "validation examples."
+        "of Student and of the bootstrap. p: sign-flip test; Holm: corrected for all "
+        "comparisons of a metric. *: t and Holm agree on a difference. n: pairs. need: "
+        f"seeds that would show this difference (power {POWER:g} in a t test at "
+        f"{LEVEL:g} / comparisons). ± beside a metric: binomial standard error of one "
+        "run, from its validation examples."
     ]
     if count := sum(statistics.not_learned.values()):
         arms = ", ".join(f"{a}: {n}" for a, n in statistics.not_learned.items())
