@@ -121,3 +121,55 @@ def test_what_is_being_evaluated_is_avoided():
     first = propose(seen, NONE, np.random.default_rng(1))
     second = propose(seen, first[None], np.random.default_rng(1))
     assert np.abs(first - second).max() > 0.02
+
+
+def kinds(points, categories=(0, 4)):
+    """Observations in a number and a choice of four without an order."""
+    best = np.floor(points[:, 1] * 4) == 2
+    scores = 1.0 * best - (points[:, 0] - 0.3) ** 2
+    return Observations(points, scores, np.ones(len(points)), np.array(categories))
+
+
+def test_of_values_without_an_order_none_lies_between_two_others():
+    """What is known of the first and the third says the same of second and fourth."""
+    points = np.array([[0.5, 0.125], [0.5, 0.125], [0.5, 0.625], [0.5, 0.625]])
+    seen = Observations(
+        points, np.array([0.0, 0.1, 1.0, 0.9]), np.ones(4), np.array([0, 4])
+    )
+    others = np.array([[0.5, 0.375], [0.5, 0.875], [0.5, 0.126]])
+    mean, deviation = Surrogate(seen, np.random.default_rng(0)).predict(others)
+    assert mean[0] == pytest.approx(mean[1], abs=1e-6)
+    assert mean[2] < 0.3  # the place within its share does not matter
+    ordered = Observations(seen.points, seen.scores, seen.budgets)
+    mean, _ = Surrogate(ordered, np.random.default_rng(0)).predict(others)
+    assert mean[0] < mean[1] - 0.2
+
+
+def test_proposals_find_the_right_of_several_values():
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(3):
+        # None of the right kind has been seen.
+        points = np.column_stack([rng.random(6), rng.choice([0.125, 0.375, 0.875], 6)])
+        for step in range(14):
+            new = propose(
+                kinds(points), np.zeros((0, 2)), np.random.default_rng([seed, step])
+            )
+            points = np.concatenate([points, new[None]])
+        right = np.floor(points[:, 1] * 4) == 2
+        found.append(right[-5:].sum())
+    assert min(found) >= 3
+
+
+def test_only_what_can_be_evaluated_is_proposed():
+    seen, asked = observations(10), []
+
+    def usable(points):
+        asked.append(points)
+        return np.round(points[:5] * 4) / 4
+
+    point = propose(seen, NONE, np.random.default_rng(0), usable)
+    assert asked[0].shape == (24, 3)
+    assert any(np.array_equal(point, p) for p in usable(asked[0]))
+    nothing = propose(seen, NONE, np.random.default_rng(0), lambda points: points[:0])
+    assert nothing is None

@@ -9,31 +9,37 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from keras_tuner.oracles import HyperbandOracle
 from keras_tuner.src.engine import metrics_tracking
 from keras_tuner.src.engine import oracle as oracle_module
 from keras_tuner.src.engine import trial as trial_module
 
 from lrdist_keras._storage import write_text
 from lrdist_keras.errors import InputError, SearchFailed
+from lrdist_keras.search.brackets import SteadyHyperbandOracle
+from lrdist_keras.search.saved_state import ENDS, FORMAT, plain, read_state
 
 MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 # How the message of a trial begins whose error another trial would have too.
 FATAL = "A mistake in the program: "
-_FORMAT = 1
-_ENDS = ("COMPLETED", "INVALID", "FAILED")
+_FORMER = {"COMPLETE": "COMPLETED"}  # how Keras Tuner once called it
 
 
-class DurableHyperbandOracle(HyperbandOracle):
+class DurableHyperbandOracle(SteadyHyperbandOracle):
     """Hyperband whose trials survive: those of a lost worker, those of a killed search.
 
     One lock guards everything, a worker that falls silent loses its trial to another,
     and the whole state is one file, replaced at once.
+
+    A trial whose objective is not finite has diverged. It is tried again as a failed
+    one is; then it ends as INVALID without a score. It is no failure, of which some in
+    a row end the search.
 
     Args:
         seed: What everything random follows from; None draws one, or takes that of
@@ -62,6 +68,8 @@ class DurableHyperbandOracle(HyperbandOracle):
         self.has_leases = False  # whether every worker must give signs of life
         self._seen: dict[str, float] = {}
         self.lock = threading.RLock()
+        # One lock, not two: `keras_tuner.synchronized` may guard who calls us.
+        oracle_module.LOCKS[self] = self.lock
 
     # Workers.
 
@@ -78,7 +86,7 @@ class DurableHyperbandOracle(HyperbandOracle):
             if tuner_id not in self.ongoing_trials and self._retry_queue:
                 # What a failed attempt reported does not count.
                 again = self.trials[self._retry_queue[-1]]
-                again.metrics = metrics_tracking.MetricsTracker()
+                again.metrics, again.message = metrics_tracking.MetricsTracker(), None
             trial = super().create_trial(tuner_id)
             stopped = trial.status == trial_module.TrialStatus.STOPPED
             if stopped:
@@ -96,13 +104,26 @@ class DurableHyperbandOracle(HyperbandOracle):
             trial = self._known(trial_id)
             if trial_id in self.end_order:
                 return trial
-            trial = super().update_trial(trial_id, metrics, step)
+            with _quiet(trial, metrics.values()):
+                trial = super().update_trial(trial_id, metrics, step)
             # A chief that is killed now must know it when the worker ends the trial.
             self.save()
             return trial
 
-    def end_trial(self, trial: Any) -> None:
+    def end_trial(
+        self,
+        trial: Any = None,
+        status: str = "COMPLETED",
+        *,
+        trial_id: str | None = None,
+    ) -> None:
         """Ends a trial; one that another worker has ended already stays as it is.
+
+        Args:
+            trial: The trial, with the status that it ends with, `COMPLETED` where it
+                says none and the objective was reported; or its id.
+            status: How a trial that is given by its id ends.
+            trial_id: Its id, as older versions of Keras Tuner call it.
 
         Raises:
             ValueError: If it is not one of this search, or has not come to an end.
@@ -110,7 +131,13 @@ class DurableHyperbandOracle(HyperbandOracle):
                 others would repeat.
         """
         with self._guarded():
+            if isinstance(ended := trial_id or trial, str):
+                values = self._known(ended).hyperparameters
+                trial = trial_module.Trial(values, ended, status)
+            trial.status = _FORMER.get(trial.status, trial.status)
             known = self._known(trial.trial_id)
+            if trial.status == "RUNNING" and known.metrics.exists(self.objective.name):
+                trial.status = "COMPLETED"  # who ends it forgot to say so
             if message := trial.hyperparameters.values.pop(MESSAGE, None):
                 trial.message = message
                 print(f"Trial {trial.trial_id} failed on a worker:\n{message}")
@@ -127,9 +154,9 @@ class DurableHyperbandOracle(HyperbandOracle):
 
     def _has_ended(self, trial: Any, known: Any) -> bool:
         """Checks the end of a trial; whether it is one, or has to be run again."""
-        if trial.status not in _ENDS:
+        if trial.status not in ENDS:
             raise InputError(
-                f"A trial ends as one of {', '.join(_ENDS)}. Received: {trial.status}"
+                f"A trial ends as one of {', '.join(ENDS)}. Received: {trial.status}"
             )
         theirs, ours = trial.hyperparameters.values, known.hyperparameters.values
         if not self.allow_new_entries and not _same(theirs, ours):
@@ -150,6 +177,22 @@ class DurableHyperbandOracle(HyperbandOracle):
             # It stays to be run, once the mistake is mended.
             raise SearchFailed(trial.message)
         return True
+
+    def score_trial(self, trial: Any) -> None:
+        """Takes the score of a trial; NaN for any that is not finite."""
+        with _quiet(trial):
+            super().score_trial(trial)
+        if not math.isfinite(trial.score):
+            trial.score = math.nan  # which Keras Tuner takes for INVALID
+
+    def _retry(self, trial: Any) -> bool:
+        diverged = trial.score is not None and math.isnan(trial.score)
+        is_again = super()._retry(trial)
+        if diverged:
+            trial.score = None
+            trial.message = f"The objective '{self.objective.name}' is not finite."
+            trial.status = trial_module.TrialStatus.INVALID
+        return is_again
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""
@@ -197,7 +240,7 @@ class DurableHyperbandOracle(HyperbandOracle):
             state["hyperband_iterations"] = None
         return {
             **state,
-            "format": _FORMAT,
+            "format": FORMAT,
             "trials": [trial.get_state() for trial in self.trials.values()],
             "objective": {
                 "name": self.objective.name,
@@ -213,7 +256,7 @@ class DurableHyperbandOracle(HyperbandOracle):
             ValueError: If it is the state of another search.
         """
         ours = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "max_epochs": self.max_epochs,
             "factor": self.factor,
             "objective": {
@@ -223,8 +266,8 @@ class DurableHyperbandOracle(HyperbandOracle):
         }
         if self._has_given_seed:
             ours["seed"] = self.seed
-        differing = [key for key in ours if _plain(ours[key]) != state.get(key)]
-        space = _plain(self.hyperparameters.get_config()["space"])
+        differing = [key for key in ours if plain(ours[key]) != state.get(key)]
+        space = plain(self.hyperparameters.get_config()["space"])
         theirs = (state.get("hyperparameters") or {}).get("space", [])
         # To a part of a space a hypermodel has added the rest.
         known = all(entry in theirs for entry in space)
@@ -269,29 +312,39 @@ class DurableHyperbandOracle(HyperbandOracle):
         """
         path = Path(self._get_oracle_fname())
         wanted = set(self.get_state())
+        problems = []
         for candidate in (path, path.with_suffix(".bak")):
             try:
-                text = candidate.read_text("utf-8")
-                state = json.loads(text)
-            except (OSError, ValueError):
-                continue
-            if not isinstance(state, dict):
-                continue
-            if state.get("format") == _FORMAT and not wanted <= set(state):
+                state = read_state(candidate, wanted)
+            except (OSError, ValueError) as error:
+                problems.append(f"{candidate.name}: {error}")
                 continue
             self.set_state(state)
             if candidate != path:  # the next save makes a backup of what it finds
-                write_text(path, text)
+                write_text(path, candidate.read_text("utf-8"))
             return
         raise InputError(
             f"The state of the search in '{path.parent}' cannot be read; remove the "
-            "folder to start anew."
+            f"folder to start anew. {'; '.join(problems)}"
         )
 
     def _save_trial(self, trial: Any) -> None:
         # For people and other tools: the state file holds all trials.
         path = Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
         write_text(path, json.dumps(trial.get_state()))
+
+
+@contextmanager
+def _quiet(trial: Any, reported: Iterable[float] = ()) -> Iterator[None]:
+    """Silences NumPy where Keras Tuner looks for the best of metrics that are NaN."""
+    steps = (h.get_history() for h in trial.metrics.metrics.values())
+    means = (step.mean() for history in steps for step in history)
+    if not any(value != value for value in chain(reported, means)):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        yield
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -302,7 +355,3 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         else value == other[name]
         for name, value in one.items()
     )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

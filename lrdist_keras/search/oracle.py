@@ -10,11 +10,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lrdist_keras.errors import InputError, MissingPackage
+from lrdist_keras.search.brackets import succeeded
 from lrdist_keras.search.durable_oracle import DurableHyperbandOracle
 from lrdist_keras.search.samplers import PROPOSERS
 from lrdist_keras.search.surrogate import Observations, Surrogate, propose
 from lrdist_keras.search.unit_cube import (
-    check_space,
+    categories,
+    check_start_points,
+    is_active,
     point_of,
     searched,
     values_at,
@@ -22,8 +25,8 @@ from lrdist_keras.search.unit_cube import (
 
 Model = Literal["joint", "highest", "random", "cmaes", "tpe"]
 SEED = "tuner/seed"
-_HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration")
-_LEAST = 3  # observations that a model is made of
+_HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration", "_seed_state")
+_LEAST = 3  # finite scores that a model is made of
 _REPEATS_EACH = 2  # of how many repeats one of the best is to have
 _PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}
 
@@ -32,11 +35,11 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     """Hyperband decides the budgets, a Gaussian process proposes the values.
 
     Trials whose `tuner/round` is 0 get the point of the largest expected improvement
-    at the full budget. A promoted trial is trained again from its start, since a
-    learning-rate schedule is fitted to its length. At the end the best few are repeated
-    with other seeds, `tuner/seed` in their values, and the best is the one with the
-    best expectation of the model: a single reward is noisy, and the best of many is
-    mostly the luckiest.
+    at the full budget; a promoted one is trained again from its start. At the end the
+    best few are repeated with other seeds, `tuner/seed` in their values, and the best
+    is the one with the best expectation of the model: a single reward is noisy, and the
+    best of many is mostly the luckiest. One that diverged counts for the model as the
+    worst that was seen, and is never promoted, repeated or the best.
 
     Everything random follows from the seed and the number of the trial; the whole state
     is one file, replaced at once, so that a killed search goes on as if it had not
@@ -49,20 +52,25 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         hyperband_iterations: How often to go through all brackets.
         seed: What everything random follows from; None draws one, or takes that of
             the state that is taken up.
-        hyperparameters: The search space. Values that are no numbers are handled as
-            `keras_tuner` maps them to [0, 1].
+        hyperparameters: The search space, of hyperparameters of any kind; it may be
+            empty, and a hypermodel may add to it. See `unit_cube` for how a model sees
+            them.
         allow_new_entries: Whether a hypermodel may add to the space.
         tune_new_entries: Whether what it adds is searched.
         max_retries_per_trial: How often a failed trial is tried again.
         max_consecutive_failed_trials: After how many failures in a row to stop.
         max_budget: Budget of the whole search in full runs, repeats included; None for
             whatever Hyperband takes.
-        start_points: Values to try first, each a mapping of all names of the space.
+        start_points: Values to try first, each a mapping of all names of the space that
+            are active there.
         model: `joint`, one model of all budgets with the budget as an input; `highest`,
             of the highest budget that has enough trials; `random`, none; `tpe` and
             `cmaes`, those of the packages optuna and cmaes.
         random_share: Share of proposals that are random, in [0, 1].
         repeats: Full runs at the end that repeat the best with other seeds.
+        requires: Name of a metric that is 0 where a run does not count as a good one;
+            settings of which it is 0 in half of the runs or more come last among the
+            best and are not repeated, unless there are no others.
         lease: Seconds after which a worker that sent signs of life and no longer does
             is given up, and its trial goes to another.
 
@@ -93,6 +101,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         model: Model = "joint",
         random_share: float = 0.1,
         repeats: int = 0,
+        requires: str | None = None,
         lease: float = 60.0,
     ) -> None:
         for name, value, least in (
@@ -122,12 +131,13 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         self.model = model
         self.random_share = random_share
         self.repeats = repeats
+        self.requires = requires
         self._proposed = 0
         self._repeating = False
         self._repeated: list[str] = []
         self._check_arguments()
         if hyperparameters:
-            check_space(self._space(), self.start_points)
+            check_start_points(self._space(), self.start_points)
 
     def _check_arguments(self) -> None:
         smallest = self._get_epochs(self._get_num_brackets() - 1, 0) / self.max_epochs
@@ -155,8 +165,9 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     # Budgets.
 
     def budget(self, trial: Any) -> float:
-        """Returns the budget of a trial in full runs."""
-        return trial.hyperparameters.values["tuner/epochs"] / self.max_epochs
+        """Returns the budget of a trial in full runs; 1 where it says nothing of it."""
+        epochs = trial.hyperparameters.values.get("tuner/epochs", self.max_epochs)
+        return epochs / self.max_epochs
 
     @property
     def spent(self) -> float:
@@ -168,18 +179,19 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Returns the status and the values of the next trial, as Keras Tuner asks."""
-        check_space(self._space(), self.start_points)
+        check_start_points(self._space(), self.start_points)
         if not self._repeating:
             before = {name: copy.deepcopy(getattr(self, name)) for name in _HYPERBAND}
             response = super().populate_space(trial_id)
             if response["status"] == "RUNNING":
                 values = response["values"]
                 if self._affords(values["tuner/epochs"]):
-                    values = self._completed(values, trial_id)
-                    return {"status": "RUNNING", "values": values}
+                    if values["tuner/round"] == 0:
+                        values |= {**self._proposal(values), SEED: 0}
+                    return response
+                response = {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
                 for name, value in before.items():
                     setattr(self, name, value)
-                response = {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
             if response["status"] != "STOPPED":
                 return response
             self._repeating = True
@@ -191,48 +203,43 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         left = self.max_budget - self.repeats - self.spent
         return epochs / self.max_epochs <= left + 1e-9
 
-    def _completed(self, values: dict[str, Any], trial_id: str) -> dict[str, Any]:
-        """Completes what Hyperband says: a proposal, or the values promoted."""
-        if values["tuner/round"] == 0:
-            return {**values, **self._proposal(values), SEED: 0}
-        del values["tuner/trial_id"]  # what to continue from
-        values["tuner/initial_epoch"] = 0
-        # The base class names the bracket that was started last.
-        values["tuner/bracket"] = next(
-            bracket["bracket_num"]
-            for bracket in self._brackets
-            for trials in bracket["rounds"]
-            if any(entry["id"] == trial_id for entry in trials)
-        )
-        return values
-
     def _proposal(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Returns values of the space: a start point, a proposal, or those drawn."""
-        drawn = {hp.name: drawn[hp.name] for hp in self._space() if hp.name in drawn}
+        space = self._space()
+        drawn = {hp.name: drawn[hp.name] for hp in space if hp.name in drawn}
         number = self._proposed
         self._proposed += 1
         if number < len(self.start_points):
             point = self.start_points[number]
-            return drawn if self._duplicate(point) else dict(point)
+            point = {hp.name: point[hp.name] for hp in space if is_active(hp, point)}
+            return drawn if self._duplicate(point) else point
         rng = np.random.default_rng([self.seed, number])
         if self.model == "random" or rng.random() < self.random_share:
             return drawn
+        if not searched(space) or len(self._done()) < _LEAST:
+            return drawn
         observations = self.observations()
         if self.model == "highest":
-            observations = observations.highest_budget(len(searched(self._space())) + 1)
+            observations = observations.highest_budget(len(searched(space)) + 1)
         if len(observations.scores) < _LEAST:
             return drawn
-        pending = [
-            point_of(t.hyperparameters, self._space())
-            for t in self.ongoing_trials.values()
-        ]
-        shape = (len(pending), len(searched(self._space())))
-        if self.model in ("cmaes", "tpe"):
-            best = PROPOSERS[self.model](observations, self.seed)
+        if self.model in PROPOSERS:
+            found = PROPOSERS[self.model](observations, self.seed)
+            best = next(iter(self._untried(found[None])), None)
         else:
-            best = propose(observations, np.reshape(pending, shape), rng)
-        proposed = values_at(self.hyperparameters, best.tolist())
-        return drawn if self._duplicate(proposed) else proposed
+            running = [t.hyperparameters.values for t in self.ongoing_trials.values()]
+            pending = self._points(running)
+            best = propose(observations, pending, rng, self._untried)
+        return drawn if best is None else values_at(space, best.tolist())
+
+    def _untried(self, points: np.ndarray) -> np.ndarray:
+        """Returns the points of values that were not tried, as those values lie."""
+        values = [values_at(self._space(), point) for point in points.tolist()]
+        return self._points([v for v in values if not self._duplicate(v)])
+
+    def _points(self, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        points = [point_of(v, self._space()) for v in values]
+        return np.reshape(points, (len(points), len(searched(self._space()))))
 
     def _repeat(self, trial_id: str) -> dict[str, Any]:
         """Repeats one of the best with another seed, the one that ran least often.
@@ -266,28 +273,30 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     # What has been seen.
 
     def observations(self) -> Observations:
-        """Returns the finished trials as points, scores (higher is better), budgets.
+        """Returns the ended trials as points, scores (higher is better), budgets.
 
-        A score that is not finite counts as the worst, or best, of the others.
+        One that diverged has the worst of the finite scores; one that failed is left
+        out, since its values need not be the reason.
         """
         with self.lock:
-            return self._observed(self._done())
-
-    def _observed(self, done: Sequence[Any]) -> Observations:
-        sign = 1.0 if self.objective.direction == "max" else -1.0
-        scores = np.array([sign * trial.score for trial in done])
-        finite = scores[np.isfinite(scores)]
-        if len(finite) < len(scores):
-            bounds = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
-            scores = np.clip(scores, *bounds)
-        return Observations(
-            np.reshape(
-                [point_of(t.hyperparameters, self._space()) for t in done],
-                (-1, len(searched(self._space()))),
-            ),
-            scores,
-            np.array([self.budget(t) for t in done]),
-        )
+            ended = set(self.end_order)
+            seen = [
+                trial
+                for trial in self.trials.values()
+                if succeeded(trial)
+                or (trial.status == "INVALID" and trial.trial_id in ended)
+            ]
+            scores = np.array(
+                [self._sign * t.score if succeeded(t) else np.nan for t in seen]
+            )
+            worst = np.min(scores, initial=np.inf, where=np.isfinite(scores))
+            scores[np.isnan(scores)] = worst if np.isfinite(worst) else 0.0
+            return Observations(
+                self._points([t.hyperparameters.values for t in seen]),
+                scores,
+                np.array([self.budget(t) for t in seen]),
+                np.array(categories(self._space()), int),
+            )
 
     def best_values(self) -> dict[str, Any]:
         """Returns the values of the space with the best expectation of the model.
@@ -301,44 +310,64 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             raise InputError("There is no best trial, because none is finished.")
         return ranked[0]
 
-    def get_best_trials(self, num_trials: int = 1) -> list[Any]:
-        """Returns the trials of the best expectations, each that of most budget."""
+    def runs_of(self, values: Mapping[str, Any]) -> list[Any]:
+        """Returns the finished trials of these values with their largest budget."""
         with self.lock:
-            done = self._done()
-            return [
-                max((t for t in done if self._values(t) == values), key=self.budget)
-                for values in self._ranked()[:num_trials]
-            ]
+            runs = [t for t in self._done() if self._values(t) == values]
+            most = max(map(self.budget, runs), default=0.0)
+            return [trial for trial in runs if self.budget(trial) == most]
+
+    def get_best_trials(self, num_trials: int = 1) -> list[Any]:
+        """Returns the best trials as observed, those of the largest budget first.
+
+        Scores of different budgets do not compare. For the values that the model
+        expects most of, see `best_values`: the best of many noisy scores is mostly the
+        luckiest.
+        """
+        with self.lock:
+            return sorted(
+                self._done(),
+                key=lambda t: (self.meets(t), self.budget(t), self._sign * t.score),
+                reverse=True,
+            )[:num_trials]
 
     def _ranked(self) -> list[dict[str, Any]]:
-        """Returns the distinct values of the highest budget, best expectation first."""
+        """Returns the distinct values of the highest budget, best expectation first.
+
+        Those of which most runs miss what is required come last.
+        """
         done = self._done()
-        if not done:
+        highest = max(map(self.budget, done), default=0.0)
+        distinct: dict[bytes, tuple[np.ndarray, list[Any]]] = {}
+        for trial in done:
+            if self.budget(trial) == highest:
+                (point,) = self._points([trial.hyperparameters.values])
+                distinct.setdefault(point.tobytes(), (point, []))[1].append(trial)
+        if not distinct:
             return []
-        observations = self._observed(done)
-        highest = observations.budgets == observations.budgets.max()
-        distinct: dict[bytes, tuple[np.ndarray, dict[str, Any]]] = {}
-        for trial, point, chosen in zip(
-            done, observations.points, highest, strict=True
-        ):
-            if chosen:
-                distinct.setdefault(point.tobytes(), (point, self._values(trial)))
         points = np.array([point for point, _ in distinct.values()])
-        rng = np.random.default_rng([self.seed, len(done)])
-        expected, _ = Surrogate(observations.aligned(), rng).predict(points)
-        values = [values for _, values in distinct.values()]
-        return [values[i] for i in np.argsort(-expected, kind="stable")]
+        expected = np.zeros(len(points))
+        if len(points) > 1:
+            rng = np.random.default_rng([self.seed, len(done)])
+            observations = self.observations().aligned()
+            expected, _ = Surrogate(observations, rng).predict(points)
+        runs = [runs for _, runs in distinct.values()]
+        missing = np.array([2 * sum(map(self.meets, of)) <= len(of) for of in runs])
+        order = np.lexsort((-expected, missing))
+        return [self._values(runs[i][0]) for i in order]
+
+    def meets(self, trial: Any) -> bool:
+        """Whether a trial has what is required of the best, as far as it is known."""
+        name = self.requires
+        if name is None or not trial.metrics.exists(name):
+            return True
+        return trial.metrics.get_best_value(name) > 0
 
     def _trials_of(self, values: Mapping[str, Any]) -> list[Any]:
         return [t for t in self.trials.values() if self._values(t) == values]
 
     def _done(self) -> list[Any]:
-        # A tuner in this process sets the status before it ends the trial.
-        return [
-            trial
-            for trial in self.trials.values()
-            if trial.status == "COMPLETED" and trial.score is not None
-        ]
+        return list(filter(succeeded, self.trials.values()))
 
     def _space(self) -> list[Any]:
         return self.hyperparameters.space

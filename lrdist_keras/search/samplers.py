@@ -14,12 +14,23 @@ def _propose_tpe(observations: Observations, seed: int) -> np.ndarray:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names = [f"{i:03}" for i in range(observations.points.shape[1])]
-    space: Any = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
+    dimensions = observations.points.shape[1]
+    counts = observations.categories
+    counts = np.zeros(dimensions, int) if counts is None else counts
+    names = [f"{i:03}" for i in range(dimensions)]
+    space: Any = {
+        name: optuna.distributions.CategoricalDistribution(_centers(count))
+        if count
+        else optuna.distributions.FloatDistribution(0, 1)
+        for name, count in zip(names, counts.tolist(), strict=True)
+    }
     sampler = optuna.samplers.TPESampler(seed=seed + len(observations.scores))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for point, score in zip(observations.points, observations.scores, strict=True):
-        parameters = dict(zip(names, point.tolist(), strict=True))
+        parameters = {
+            name: _centers(count)[min(int(p * count), count - 1)] if count else p
+            for name, p, count in zip(names, point.tolist(), counts, strict=True)
+        }
         study.add_trial(
             optuna.trial.create_trial(
                 params=parameters, distributions=space, value=float(score)
@@ -49,6 +60,11 @@ def _propose_cmaes(observations: Observations, seed: int) -> np.ndarray:
     for _ in range(len(seen) % size):
         strategy.ask()
     return strategy.ask()
+
+
+def _centers(count: int) -> list[float]:
+    """Returns the middles of equal shares of [0, 1], one for each value."""
+    return [(i + 0.5) / count for i in range(count)]
 
 
 PROPOSERS = {"cmaes": _propose_cmaes, "tpe": _propose_tpe}

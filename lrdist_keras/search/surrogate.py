@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ _ITERATIONS = 30
 # Candidates: more of them, or smaller steps, follow the model's errors too closely.
 _CANDIDATES = 24
 _STEP = 0.12
+_SWITCH = 0.15  # share of the values without an order that a candidate draws anew
 _FEWEST_GOOD = 4
 
 
@@ -26,11 +28,15 @@ class Observations:
         points: Where, shape [n, d], in [0, 1].
         scores: What was seen there, higher is better, shape [n].
         budgets: Share of the full budget that each was seen with, shape [n], in (0, 1].
+        categories: Per dimension the number of values if they have no order, each with
+            an equal share of [0, 1], and 0 if it is a number, shape [d]; None for
+            numbers alone.
     """
 
     points: np.ndarray
     scores: np.ndarray
     budgets: np.ndarray
+    categories: np.ndarray | None = None
 
     def highest_budget(self, least: int) -> Observations:
         """Returns those of the highest budget that has enough, and of none if no has.
@@ -44,8 +50,11 @@ class Observations:
         return self._take(np.zeros(len(self.scores), bool))
 
     def _take(self, chosen: np.ndarray) -> Observations:
-        return Observations(
-            self.points[chosen], self.scores[chosen], self.budgets[chosen]
+        return replace(
+            self,
+            points=self.points[chosen],
+            scores=self.scores[chosen],
+            budgets=self.budgets[chosen],
         )
 
     def aligned(self) -> Observations:
@@ -68,21 +77,23 @@ class Observations:
             if len(both) >= 2:
                 offset += float(np.median([s[larger] - s[smaller] for s in both]))
             scores[self.budgets == smaller] += offset
-        return Observations(self.points, scores, self.budgets)
+        return replace(self, scores=scores)
 
     def with_scores(self, points: np.ndarray, scores: np.ndarray) -> Observations:
         """Returns these and further ones, of the full budget."""
-        return Observations(
-            np.concatenate([self.points, points]),
-            np.concatenate([self.scores, scores]),
-            np.concatenate([self.budgets, np.ones(len(scores))]),
+        return replace(
+            self,
+            points=np.concatenate([self.points, points]),
+            scores=np.concatenate([self.scores, scores]),
+            budgets=np.concatenate([self.budgets, np.ones(len(scores))]),
         )
 
 
 class Surrogate:
     """A Gaussian process: Matern 5/2, a length per dimension, the noise learned.
 
-    The budget is one more dimension, on a log scale, if there are several. The
+    The budget is one more dimension, on a log scale, if there are several. Of values
+    without an order any two are equally far apart, at first (one-hot, as in SMAC). The
     hyperparameters are at their posterior mode: without a prior ten lengths from twenty
     points would be fitted to the noise.
 
@@ -105,10 +116,10 @@ class Surrogate:
         scores = _softened(observations.scores)
         self._center, self._scale = scores.mean(), scores.std() or 1.0
         targets = (scores - self._center) / self._scale
-        dimensions = inputs.shape[1]
+        dimensions = observations.points.shape[1] + (len(self._budgets) > 1)
         start = 0.5 * math.sqrt(dimensions)
         kernel = ConstantKernel(1.0, (0.05, 20.0)) * Matern(
-            np.full(dimensions, start), (0.05, 50.0), nu=2.5
+            np.full(inputs.shape[1], start), (0.05, 50.0), nu=2.5
         ) + WhiteKernel(0.1, (1e-4, 2.0))
         chosen = np.arange(len(targets))
         if len(chosen) > _FITTED:
@@ -139,6 +150,7 @@ class Surrogate:
         return mean * self._scale + self._center, deviation * self._scale
 
     def _inputs(self, points: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        points = _one_hot(points, self.observations.categories)
         if len(self._budgets) == 1:
             return points
         smallest = math.log(min(self._budgets[0], 0.5))
@@ -159,8 +171,11 @@ def expected_improvement(
 
 
 def propose(
-    observations: Observations, pending: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+    observations: Observations,
+    pending: np.ndarray,
+    rng: np.random.Generator,
+    usable: Callable[[np.ndarray], np.ndarray] = lambda points: points,
+) -> np.ndarray | None:
     """Returns the candidate of the largest expected improvement at the full budget.
 
     Candidates mix, dimension by dimension, the values of the best quarter of what was
@@ -176,6 +191,11 @@ def propose(
         observations: What has been seen, at least one.
         pending: Points that are being evaluated, shape [p, d].
         rng: Where candidates come from.
+        usable: Returns those of the candidates that can be evaluated, shape [c, d], as
+            what would be evaluated: values between two whole numbers cannot.
+
+    Returns:
+        A point, shape [d], or None if no candidate can be evaluated.
     """
     observations = observations.aligned()
     surrogate = Surrogate(observations, rng)
@@ -184,18 +204,48 @@ def propose(
         observations = observations.with_scores(pending, mean - deviation)
         surrogate = Surrogate(observations, rng)
     best = surrogate.predict(observations.points)[0].max()
+    candidates = usable(_candidates(observations, rng))
+    if not len(candidates):
+        return None
+    gain = expected_improvement(*surrogate.predict(candidates), best)
+    return candidates[np.argmax(gain)]
+
+
+def _candidates(observations: Observations, rng: np.random.Generator) -> np.ndarray:
+    """Returns mixtures of the best quarter of the points, moved a little."""
     points = observations.points
     count = min(len(points), max(_FEWEST_GOOD, len(points) // 4))
     good = points[np.argsort(-observations.scores, kind="stable")[:count]]
     dimensions = points.shape[1]
     which = rng.integers(0, count, (_CANDIDATES, dimensions))
-    candidates = good[which, np.arange(dimensions)]
-    candidates += rng.normal(0.0, _STEP, candidates.shape)
+    mixed = good[which, np.arange(dimensions)]
+    candidates = mixed + rng.normal(0.0, _STEP, mixed.shape)
     # Reflected: cut off, they would pile up on the faces of the cube.
     candidates = np.abs(candidates)
     candidates = np.clip(1.0 - np.abs(1.0 - candidates), 0.0, 1.0)
-    gain = expected_improvement(*surrogate.predict(candidates), best)
-    return candidates[np.argmax(gain)]
+    if observations.categories is not None:
+        unordered = observations.categories > 0
+        drawn = rng.random((2, *mixed.shape))
+        switched = np.where(drawn[0] < _SWITCH, drawn[1], mixed)
+        candidates[:, unordered] = switched[:, unordered]
+    return candidates
+
+
+def _one_hot(points: np.ndarray, categories: np.ndarray | None) -> np.ndarray:
+    """Returns points with a column for each value that has no order.
+
+    Two different values are then at distance 1, as the ends of a number's range are.
+    """
+    if categories is None or not np.any(categories):
+        return points
+    columns = []
+    for column, count in zip(points.T, categories, strict=True):
+        if not count:
+            columns.append(column[:, None])
+            continue
+        index = np.minimum(np.floor(column * count), count - 1)
+        columns.append((index[:, None] == np.arange(count)) / math.sqrt(2))
+    return np.concatenate(columns, axis=1)
 
 
 def _softened(scores: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ class Tuner(BaseTuner):
             for name, value in trial.hyperparameters.values.items()
             if not name.startswith("tuner/")
         }
-        seed = trial.hyperparameters.values[SEED]
+        seed = trial.hyperparameters.values.get(SEED, 0)
         found = dict(self.evaluate(values, self._budget(trial), seed))
         if self._failure is not None:
             raise self._failure
