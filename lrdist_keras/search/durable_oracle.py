@@ -37,9 +37,9 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
     One lock guards everything, a worker that falls silent loses its trial to another,
     and the whole state is one file, replaced at once.
 
-    A trial whose objective is not finite has diverged. It is tried again as a failed
-    one is; then it ends as INVALID without a score. It is no failure, of which some in
-    a row end the search.
+    A trial whose objective is not finite has diverged: it ends as INVALID, without a
+    score. It is no failure, of which some in a row end the search, and is not tried
+    again, for it would diverge again.
 
     Args:
         seed: What everything random follows from; None draws one, or takes that of
@@ -186,13 +186,11 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
             trial.score = math.nan  # which Keras Tuner takes for INVALID
 
     def _retry(self, trial: Any) -> bool:
-        diverged = trial.score is not None and math.isnan(trial.score)
-        is_again = super()._retry(trial)
-        if diverged:
-            trial.score = None
-            trial.message = f"The objective '{self.objective.name}' is not finite."
-            trial.status = trial_module.TrialStatus.INVALID
-        return is_again
+        if trial.score is None or not math.isnan(trial.score):
+            return super()._retry(trial)
+        trial.score, trial.status = None, trial_module.TrialStatus.INVALID
+        trial.message = f"The objective '{self.objective.name}' is not finite."
+        return False
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""
@@ -241,6 +239,7 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
         return {
             **state,
             "format": FORMAT,
+            "tried_so_far": sorted(state["tried_so_far"]),
             "trials": [trial.get_state() for trial in self.trials.values()],
             "objective": {
                 "name": self.objective.name,

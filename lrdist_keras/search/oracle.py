@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lrdist_keras.errors import InputError, MissingPackage
+from lrdist_keras.errors import InputError
 from lrdist_keras.search.brackets import succeeded
 from lrdist_keras.search.durable_oracle import DurableHyperbandOracle
-from lrdist_keras.search.samplers import PROPOSERS
+from lrdist_keras.search.samplers import PROPOSERS, check_installed
 from lrdist_keras.search.surrogate import Observations, Surrogate, propose
 from lrdist_keras.search.unit_cube import (
     categories,
@@ -28,7 +27,6 @@ SEED = "tuner/seed"
 _HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration", "_seed_state")
 _LEAST = 3  # finite scores that a model is made of
 _REPEATS_EACH = 2  # of how many repeats one of the best is to have
-_PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}
 
 
 class BayesianHyperbandOracle(DurableHyperbandOracle):
@@ -57,7 +55,8 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             them.
         allow_new_entries: Whether a hypermodel may add to the space.
         tune_new_entries: Whether what it adds is searched.
-        max_retries_per_trial: How often a failed trial is tried again.
+        max_retries_per_trial: How often a trial that failed is tried again; one that
+            diverged is not.
         max_consecutive_failed_trials: After how many failures in a row to stop.
         max_budget: Budget of the whole search in full runs, repeats included; None for
             whatever Hyperband takes.
@@ -151,12 +150,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             raise InputError(
                 f"`model` must be one of {', '.join(known)}. Received: {self.model!r}"
             )
-        package = _PACKAGES.get(self.model)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"The model '{self.model}' needs the package {package}; install it "
-                "with `pip install 'lrdist-keras[samplers]'`."
-            )
+        check_installed(self.model)
         if not 0 <= self.random_share <= 1:
             raise InputError(
                 f"`random_share` must be in [0, 1]. Received: {self.random_share}"
@@ -361,7 +355,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         name = self.requires
         if name is None or not trial.metrics.exists(name):
             return True
-        return trial.metrics.get_best_value(name) > 0
+        return bool(trial.metrics.get_last_value(name) > 0)
 
     def _trials_of(self, values: Mapping[str, Any]) -> list[Any]:
         return [t for t in self.trials.values() if self._values(t) == values]
