@@ -28,6 +28,7 @@ from lrdist_keras.search.saved_state import ENDS, FORMAT, plain, read_state
 MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 # How the message of a trial begins whose error another trial would have too.
 FATAL = "A mistake in the program: "
+_LONGEST = 300  # characters of what is wrong with a file
 _FORMER = {"COMPLETE": "COMPLETED"}  # how Keras Tuner once called it
 
 
@@ -266,12 +267,13 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
         if self._has_given_seed:
             ours["seed"] = self.seed
         differing = [key for key in ours if plain(ours[key]) != state.get(key)]
-        space = plain(self.hyperparameters.get_config()["space"])
-        theirs = (state.get("hyperparameters") or {}).get("space", [])
-        # To a part of a space a hypermodel has added the rest.
-        known = all(entry in theirs for entry in space)
-        if not known or (len(space) < len(theirs) and not self.allow_new_entries):
-            differing.append("hyperparameters")
+        if "format" not in differing:
+            space = plain(self.hyperparameters.get_config()["space"])
+            theirs = state["hyperparameters"]["space"]
+            # To a part of a space a hypermodel has added the rest.
+            known = all(entry in theirs for entry in space)
+            if not known or (len(space) < len(theirs) and not self.allow_new_entries):
+                differing.append("hyperparameters")
         if differing:
             raise InputError(
                 f"The folder '{self._project_dir}' belongs to another search; name "
@@ -316,7 +318,7 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
             try:
                 state = read_state(candidate, wanted)
             except (OSError, ValueError) as error:
-                problems.append(f"{candidate.name}: {error}")
+                problems.append(f"{candidate.name}: {str(error)[:_LONGEST]}")
                 continue
             self.set_state(state)
             if candidate != path:  # the next save makes a backup of what it finds

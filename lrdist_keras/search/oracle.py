@@ -68,8 +68,8 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         random_share: Share of proposals that are random, in [0, 1].
         repeats: Full runs at the end that repeat the best with other seeds.
         requires: Name of a metric that is 0 where a run does not count as a good one;
-            settings of which it is 0 in half of the runs or more come last among the
-            best and are not repeated, unless there are no others.
+            of settings of which it is 0 in half of the runs or more none is the best or
+            repeated, unless there are no others.
         lease: Seconds after which a worker that sent signs of life and no longer does
             is given up, and its trial goes to another.
 
@@ -328,27 +328,23 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     def _ranked(self) -> list[dict[str, Any]]:
         """Returns the distinct values of the highest budget, best expectation first.
 
-        Those of which most runs miss what is required come last.
+        Of those of which most runs have what is required, unless none do.
         """
         done = self._done()
         highest = max(map(self.budget, done), default=0.0)
-        distinct: dict[bytes, tuple[np.ndarray, list[Any]]] = {}
+        runs: dict[bytes, list[Any]] = {}
         for trial in done:
             if self.budget(trial) == highest:
-                (point,) = self._points([trial.hyperparameters.values])
-                distinct.setdefault(point.tobytes(), (point, []))[1].append(trial)
-        if not distinct:
-            return []
-        points = np.array([point for point, _ in distinct.values()])
-        expected = np.zeros(len(points))
-        if len(points) > 1:
-            rng = np.random.default_rng([self.seed, len(done)])
-            observations = self.observations().aligned()
-            expected, _ = Surrogate(observations, rng).predict(points)
-        runs = [runs for _, runs in distinct.values()]
-        missing = np.array([2 * sum(map(self.meets, of)) <= len(of) for of in runs])
-        order = np.lexsort((-expected, missing))
-        return [self._values(runs[i][0]) for i in order]
+                point = self._points([trial.hyperparameters.values])
+                runs.setdefault(point.tobytes(), []).append(trial)
+        found = [of for of in runs.values() if 2 * sum(map(self.meets, of)) > len(of)]
+        values = [self._values(of[0]) for of in found or runs.values()]
+        if len(values) < 2:
+            return values
+        rng = np.random.default_rng([self.seed, len(done)])
+        surrogate = Surrogate(self.observations().aligned(), rng)
+        expected, _ = surrogate.predict(self._points(values))
+        return [values[i] for i in np.argsort(-expected, kind="stable")]
 
     def meets(self, trial: Any) -> bool:
         """Whether a trial has what is required of the best, as far as it is known."""
