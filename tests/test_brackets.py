@@ -173,3 +173,19 @@ def test_a_space_that_grows_while_workers_wait_is_not_exhausted(tmp_path):
     finish(oracle, trial, 1.0)
     finish(oracle, begin(oracle, "second"), 2.0)
     assert len(run(oracle)) > 15
+
+
+def test_of_a_small_space_several_are_promoted_at_once(tmp_path):
+    """A worker need not wait for what another has been given of a closed rung."""
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("kind", list("abcdefgh"))
+    oracle = make(tmp_path, hyperparameters=hp)
+    first = [begin(oracle, f"w{i}") for i in range(8)]
+    assert begin(oracle, "ninth").status == "IDLE"
+    for number, trial in enumerate(first):
+        finish(oracle, trial, float(number))
+    second = [begin(oracle, f"w{i}") for i in range(3)]
+    assert [t.hyperparameters.values["kind"] for t in second] == [
+        trial.hyperparameters.values["kind"] for trial in first[:4:-1]
+    ]
+    assert begin(oracle, "fourth").status == "IDLE"

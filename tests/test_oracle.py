@@ -151,6 +151,15 @@ def test_the_whole_budget_is_kept(tmp_path):
     assert oracle.is_done
 
 
+def test_where_a_new_bracket_cannot_be_paid_the_best_are_repeated(tmp_path):
+    """1 + 1 full runs in the first bracket, 2 in the next, and a repeat."""
+    options = {"max_epochs": 3, "max_budget": 5.0, "repeats": 1}
+    oracle = make(tmp_path, hyperband_iterations=0, model="joint", **options)
+    seeds = [values["tuner/seed"] for values in run(oracle)]
+    assert seeds == [0] * 6 + [1] and oracle.spent == pytest.approx(5.0)
+    assert oracle._proposed == 5  # one for each trial of a first rung
+
+
 def test_start_points_come_first(tmp_path):
     points = [{"rate_0": 1e-5, "rate_1": 1e-5}, {"rate_0": 1e-4, "rate_1": 1e-6}]
     oracle = make(tmp_path, start_points=[*points, points[0]], model="joint")
@@ -310,7 +319,9 @@ def test_a_loss_that_is_infinite_is_the_worst(tmp_path):
 def test_an_attempt_that_failed_does_not_count(tmp_path):
     oracle = make(tmp_path, max_retries_per_trial=1)
     trial = begin(oracle)
-    finish(oracle, trial, float("nan"))
+    oracle.update_trial(trial.trial_id, {"score": 9.0})
+    trial.status, trial.message = "INVALID", "it broke"
+    oracle.end_trial(trial)
     again = begin(oracle)
     assert again.trial_id == trial.trial_id
     finish(oracle, again, 1.0)

@@ -127,13 +127,21 @@ def test_a_damaged_state_gives_way_to_its_backup(tmp_path, saved, change):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "7", '"x"', "[" * 100_000, '{"a":' * 100_000, "\ufeff{}",
+    ["", "{", "{}", "null", "7", '"x"', "[" * 100_000, '{"a":' * 100_000, "\ufeff{}",
      '{"format": 1}', '{"format": 1, "trials": 1' + "0" * 5000 + "}"],
 )  # fmt: skip
 def test_what_is_no_state_at_all_gives_way_too(tmp_path, saved, text):
     assert len(reload(tmp_path, text, json.dumps(saved)).trials) == len(saved["trials"])
     with pytest.raises(InputError, match="cannot be read; remove the folder"):
         reload(tmp_path, text, text)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format": 2, "hyperparameters": [1]}', '{"start_order": 7}']
+)
+def test_a_state_of_another_program_is_refused_by_name(tmp_path, saved, text):
+    with pytest.raises(InputError, match="belongs to another search.*format"):
+        reload(tmp_path, text, json.dumps(saved))
 
 
 def places(content, path=()):

@@ -82,12 +82,18 @@ def test_a_search_from_beginning_to_end(tmp_path, toml):
     assert all(1e-7 <= rate <= 1e-3 for rate in found.rates.values())
     results = json.loads((out / "search.json").read_text())
     assert results["trials"] == len(rows)
+    assert (results["diverged"], results["failed"]) == (0, 0)
+    assert {row["learned"] for row in rows} <= {"true", "false"}
     best = Distribution.load(out / "best.json")
     assert results["best"] == best.to_json()
     assert results["compat"] == ["no_shuffling"]
     assert best.provenance["compat"] == found.provenance["compat"] == ["no_shuffling"]
     assert result.stdout.splitlines().count("compat: no_shuffling") == 1
     assert best.values.tolist() in trials.ranked()[0].tolist()
+    at = (trials.rates == best.values).all(axis=1) & (trials.budget == 1)
+    assert best.provenance["runs"] == at.sum() >= 1
+    assert best.provenance["reward"] == pytest.approx(trials.reward[at].mean())
+    assert best.provenance["runs_that_learned"] == trials.learned[at].sum()
 
     again = subprocess.run(
         [*command(path, out), "--set", "search.factor=2"],

@@ -50,24 +50,32 @@ class SteadyHyperbandOracle(HyperbandOracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Returns the status and the values of the next trial, as Keras Tuner asks."""
         self._remove_completed_brackets()
-        is_exhausted = False
         for bracket in self._brackets:
-            if len(bracket["rounds"][0]) < self._sizes(bracket)[0]:
-                if (values := self._begun(trial_id, bracket)) is not None:
-                    return {"status": "RUNNING", "values": values}
-                is_exhausted = True
-                # What runs may add to the space.
-                bracket["closed"] = not self.ongoing_trials
-            if (values := self._promoted(trial_id, bracket)) is not None:
+            if (values := self._next(trial_id, bracket)) is not None:
                 return {"status": "RUNNING", "values": values}
+        is_exhausted = any(map(self._has_room, self._brackets))
         is_last = self._current_bracket == 0 and (
             self._current_iteration + 1 == self.hyperband_iterations
         )
-        if is_exhausted or is_last:
-            return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
-        self._increment_bracket_num()
-        self._start_new_bracket()
-        return self.populate_space(trial_id)
+        if not is_exhausted and not is_last:
+            self._increment_bracket_num()
+            self._start_new_bracket()
+            if (values := self._next(trial_id, self._brackets[-1])) is not None:
+                return {"status": "RUNNING", "values": values}
+        return {"status": "IDLE" if self.ongoing_trials else "STOPPED"}
+
+    def _next(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any] | None:
+        """Puts a trial into a bracket; None if it has no place for one now."""
+        if self._has_room(bracket):
+            if (values := self._begun(trial_id, bracket)) is not None:
+                return values
+            if not self.ongoing_trials:  # which may add to the space
+                bracket["closed"] = True
+        return self._promoted(trial_id, bracket)
+
+    def _has_room(self, bracket: dict[str, Any]) -> bool:
+        """Whether the first rung is not as large as it was to be."""
+        return len(bracket["rounds"][0]) < self._get_size(bracket["bracket_num"], 0)
 
     def _begun(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any] | None:
         """Puts a trial into the first rung; None if all values have been tried."""

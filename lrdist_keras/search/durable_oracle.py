@@ -28,6 +28,7 @@ from lrdist_keras.search.saved_state import ENDS, FORMAT, plain, read_state
 MESSAGE = "tuner/message"  # Keras Tuner's messages have no place for an error's text
 # How the message of a trial begins whose error another trial would have too.
 FATAL = "A mistake in the program: "
+_LONGEST = 300  # characters of what is wrong with a file
 _FORMER = {"COMPLETE": "COMPLETED"}  # how Keras Tuner once called it
 
 
@@ -37,9 +38,9 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
     One lock guards everything, a worker that falls silent loses its trial to another,
     and the whole state is one file, replaced at once.
 
-    A trial whose objective is not finite has diverged. It is tried again as a failed
-    one is; then it ends as INVALID without a score. It is no failure, of which some in
-    a row end the search.
+    A trial whose objective is not finite has diverged: it ends as INVALID, without a
+    score. It is no failure, of which some in a row end the search, and is not tried
+    again, for it would diverge again.
 
     Args:
         seed: What everything random follows from; None draws one, or takes that of
@@ -186,13 +187,11 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
             trial.score = math.nan  # which Keras Tuner takes for INVALID
 
     def _retry(self, trial: Any) -> bool:
-        diverged = trial.score is not None and math.isnan(trial.score)
-        is_again = super()._retry(trial)
-        if diverged:
-            trial.score = None
-            trial.message = f"The objective '{self.objective.name}' is not finite."
-            trial.status = trial_module.TrialStatus.INVALID
-        return is_again
+        if trial.score is None or not math.isnan(trial.score):
+            return super()._retry(trial)
+        trial.score, trial.status = None, trial_module.TrialStatus.INVALID
+        trial.message = f"The objective '{self.objective.name}' is not finite."
+        return False
 
     def expire(self) -> None:
         """Gives up the workers that are silent; their trials go to others."""
@@ -241,6 +240,7 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
         return {
             **state,
             "format": FORMAT,
+            "tried_so_far": sorted(state["tried_so_far"]),
             "trials": [trial.get_state() for trial in self.trials.values()],
             "objective": {
                 "name": self.objective.name,
@@ -267,12 +267,13 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
         if self._has_given_seed:
             ours["seed"] = self.seed
         differing = [key for key in ours if plain(ours[key]) != state.get(key)]
-        space = plain(self.hyperparameters.get_config()["space"])
-        theirs = (state.get("hyperparameters") or {}).get("space", [])
-        # To a part of a space a hypermodel has added the rest.
-        known = all(entry in theirs for entry in space)
-        if not known or (len(space) < len(theirs) and not self.allow_new_entries):
-            differing.append("hyperparameters")
+        if "format" not in differing:
+            space = plain(self.hyperparameters.get_config()["space"])
+            theirs = state["hyperparameters"]["space"]
+            # To a part of a space a hypermodel has added the rest.
+            known = all(entry in theirs for entry in space)
+            if not known or (len(space) < len(theirs) and not self.allow_new_entries):
+                differing.append("hyperparameters")
         if differing:
             raise InputError(
                 f"The folder '{self._project_dir}' belongs to another search; name "
@@ -317,7 +318,7 @@ class DurableHyperbandOracle(SteadyHyperbandOracle):
             try:
                 state = read_state(candidate, wanted)
             except (OSError, ValueError) as error:
-                problems.append(f"{candidate.name}: {error}")
+                problems.append(f"{candidate.name}: {str(error)[:_LONGEST]}")
                 continue
             self.set_state(state)
             if candidate != path:  # the next save makes a backup of what it finds

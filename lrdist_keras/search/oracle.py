@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from lrdist_keras.errors import InputError, MissingPackage
+from lrdist_keras.errors import InputError
 from lrdist_keras.search.brackets import succeeded
 from lrdist_keras.search.durable_oracle import DurableHyperbandOracle
-from lrdist_keras.search.samplers import PROPOSERS
+from lrdist_keras.search.samplers import PROPOSERS, check_installed
 from lrdist_keras.search.surrogate import Observations, Surrogate, propose
 from lrdist_keras.search.unit_cube import (
     categories,
@@ -28,7 +27,6 @@ SEED = "tuner/seed"
 _HYPERBAND = ("_brackets", "_current_bracket", "_current_iteration", "_seed_state")
 _LEAST = 3  # finite scores that a model is made of
 _REPEATS_EACH = 2  # of how many repeats one of the best is to have
-_PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}
 
 
 class BayesianHyperbandOracle(DurableHyperbandOracle):
@@ -57,7 +55,8 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             them.
         allow_new_entries: Whether a hypermodel may add to the space.
         tune_new_entries: Whether what it adds is searched.
-        max_retries_per_trial: How often a failed trial is tried again.
+        max_retries_per_trial: How often a trial that failed is tried again; one that
+            diverged is not.
         max_consecutive_failed_trials: After how many failures in a row to stop.
         max_budget: Budget of the whole search in full runs, repeats included; None for
             whatever Hyperband takes.
@@ -69,8 +68,8 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
         random_share: Share of proposals that are random, in [0, 1].
         repeats: Full runs at the end that repeat the best with other seeds.
         requires: Name of a metric that is 0 where a run does not count as a good one;
-            settings of which it is 0 in half of the runs or more come last among the
-            best and are not repeated, unless there are no others.
+            of settings of which it is 0 in half of the runs or more none is the best or
+            repeated, unless there are no others.
         lease: Seconds after which a worker that sent signs of life and no longer does
             is given up, and its trial goes to another.
 
@@ -151,12 +150,7 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
             raise InputError(
                 f"`model` must be one of {', '.join(known)}. Received: {self.model!r}"
             )
-        package = _PACKAGES.get(self.model)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise MissingPackage(
-                f"The model '{self.model}' needs the package {package}; install it "
-                "with `pip install 'lrdist-keras[samplers]'`."
-            )
+        check_installed(self.model)
         if not 0 <= self.random_share <= 1:
             raise InputError(
                 f"`random_share` must be in [0, 1]. Received: {self.random_share}"
@@ -334,34 +328,30 @@ class BayesianHyperbandOracle(DurableHyperbandOracle):
     def _ranked(self) -> list[dict[str, Any]]:
         """Returns the distinct values of the highest budget, best expectation first.
 
-        Those of which most runs miss what is required come last.
+        Of those of which most runs have what is required, unless none do.
         """
         done = self._done()
         highest = max(map(self.budget, done), default=0.0)
-        distinct: dict[bytes, tuple[np.ndarray, list[Any]]] = {}
+        runs: dict[bytes, list[Any]] = {}
         for trial in done:
             if self.budget(trial) == highest:
-                (point,) = self._points([trial.hyperparameters.values])
-                distinct.setdefault(point.tobytes(), (point, []))[1].append(trial)
-        if not distinct:
-            return []
-        points = np.array([point for point, _ in distinct.values()])
-        expected = np.zeros(len(points))
-        if len(points) > 1:
-            rng = np.random.default_rng([self.seed, len(done)])
-            observations = self.observations().aligned()
-            expected, _ = Surrogate(observations, rng).predict(points)
-        runs = [runs for _, runs in distinct.values()]
-        missing = np.array([2 * sum(map(self.meets, of)) <= len(of) for of in runs])
-        order = np.lexsort((-expected, missing))
-        return [self._values(runs[i][0]) for i in order]
+                point = self._points([trial.hyperparameters.values])
+                runs.setdefault(point.tobytes(), []).append(trial)
+        found = [of for of in runs.values() if 2 * sum(map(self.meets, of)) > len(of)]
+        values = [self._values(of[0]) for of in found or runs.values()]
+        if len(values) < 2:
+            return values
+        rng = np.random.default_rng([self.seed, len(done)])
+        surrogate = Surrogate(self.observations().aligned(), rng)
+        expected, _ = surrogate.predict(self._points(values))
+        return [values[i] for i in np.argsort(-expected, kind="stable")]
 
     def meets(self, trial: Any) -> bool:
         """Whether a trial has what is required of the best, as far as it is known."""
         name = self.requires
         if name is None or not trial.metrics.exists(name):
             return True
-        return trial.metrics.get_best_value(name) > 0
+        return bool(trial.metrics.get_last_value(name) > 0)
 
     def _trials_of(self, values: Mapping[str, Any]) -> list[Any]:
         return [t for t in self.trials.values() if self._values(t) == values]

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 
+from lrdist_keras.errors import MissingPackage
 from lrdist_keras.search.surrogate import Observations
+
+_PACKAGES = {"tpe": "optuna", "cmaes": "cmaes"}
+
+
+def check_installed(model: str) -> None:
+    """Checks that the package is there that a model is of, if it is of one.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    package = _PACKAGES.get(model)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise MissingPackage(
+            f"The model '{model}' needs the package {package}; install it with "
+            "`pip install 'lrdist-keras[samplers]'`."
+        )
 
 
 def _propose_tpe(observations: Observations, seed: int) -> np.ndarray:

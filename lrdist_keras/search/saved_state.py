@@ -143,8 +143,9 @@ def read_state(path: Path, wanted: set[str]) -> dict[str, Any]:
     """
     try:
         state = json.loads(path.read_text("utf-8"))
-        if not isinstance(state, dict):
-            raise ValueError("it holds no JSON object")
+        # Keras Tuner's own has no format, but an order.
+        if not isinstance(state, dict) or not {"format", "start_order"} & set(state):
+            raise ValueError("it holds no state")
         if state.get("format") != FORMAT:
             return state
         if missing := wanted - set(state):

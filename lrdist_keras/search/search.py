@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keras_tuner.src.engine import trial as trial_module
+import numpy as np
 
 from lrdist_keras import machine
 from lrdist_keras._storage import write_text
@@ -22,11 +23,12 @@ from lrdist_keras.laboratory import loading, metrics
 from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
 from lrdist_keras.laboratory.task_data import with_search_slices
+from lrdist_keras.search.brackets import succeeded
 from lrdist_keras.search.oracle import (
     SEED,
     BayesianHyperbandOracle,
 )
-from lrdist_keras.search.space import FLAT, make_oracle
+from lrdist_keras.search.space import FLAT, LEARNED, make_oracle
 from lrdist_keras.search.trials import (
     STRENGTH,
     correlations,
@@ -78,6 +80,10 @@ class Search:
     ) -> dict[str, float]:
         """Trains the sequence with these rates; returns metrics on the slices.
 
+        Among them is `learned`, 1 if all tasks were, see `metrics.learned`. The reward
+        of what did not learn stays as it is measured; where an accuracy is not finite,
+        the reward is NaN: the run diverged.
+
         Under the fault `early_stopping_first_task` the reward of less than a full run
         is a1 / 2, which the authors' code reports to its scheduler at every epoch of
         the first task; what it reports of the second task can stop no trial.
@@ -101,8 +107,12 @@ class Search:
         found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
         if "early_stopping_first_task" in self.configuration.compat and budget < 1:
             found["reward"] = found["a1"] / 2
+        if not all(map(math.isfinite, found.values())):
+            found["reward"] = math.nan
+        learned = metrics.learned(run.accuracy, run.majority_rates, run.examples)
         return {
             **found,
+            LEARNED: float(learned),
             "seconds": run.seconds,
             "compilations": run.compilations,
         }
@@ -149,25 +159,32 @@ class Search:
         return {name: values[FLAT if FLAT in values else name] for name in names}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns the rows of `trials.csv`: finished trials in order of their start."""
+        """Returns the rows of `trials.csv`: finished trials in order of their start.
+
+        What failed or diverged is left out. `learned` is left out where trials of an
+        older version, which did not report it, are among them.
+        """
         rows: list[dict[str, Any]] = []
         names = (*_COLUMNS, "seconds")
         with self.oracle.lock:
-            for trial_id in self.oracle.start_order:
-                trial = self.oracle.trials[trial_id]
-                completed = trial.status == trial_module.TrialStatus.COMPLETED
-                if not completed or not all(map(trial.metrics.exists, names)):
-                    continue
+            trials = [self.oracle.trials[i] for i in self.oracle.start_order]
+            trials = [t for t in trials if succeeded(t)]
+            trials = [t for t in trials if all(map(t.metrics.exists, names))]
+            knows = all(trial.metrics.exists(LEARNED) for trial in trials)
+            for trial in trials:
                 values = trial.hyperparameters.values
-                found = {name: trial.metrics.get_best_value(name) for name in names}
+                found = {name: trial.metrics.get_last_value(name) for name in names}
+                if not _is_measured(found):
+                    continue
                 rows.append(
                     {
-                        **{name: found[name] for name in _COLUMNS},
+                        **{name: float(found[name]) for name in _COLUMNS},
                         **self.rates(values),
                         **{k: v for k, v in values.items() if k == STRENGTH},
                         "budget": self.oracle.budget(trial),
                         "seed": values[SEED],
-                        "seconds": round(found["seconds"], 3),
+                        **({LEARNED: self.oracle.meets(trial)} if knows else {}),
+                        "seconds": round(float(found["seconds"]), 3),
                         "sampler": self.configuration.search.sampler,
                     }
                 )
@@ -177,7 +194,8 @@ class Search:
         """Writes `trials.csv`, `scheme.json`, `search.json` and two distributions.
 
         `distribution.json` is the ranked combination of the trials, `best.json` the
-        setting of the largest budget with the best expectation of the model.
+        setting with the best expectation of the model, of those that ran with the
+        largest budget and learned in most of their runs; if none did, of all.
 
         Returns:
             The ranked combination, or None while no trial is finished.
@@ -188,12 +206,10 @@ class Search:
         write_trials(self.folder, self.trainer.scheme, rows)
         distribution = ranked_combination(read_trials(self.folder))
         sequence = search_sequence(self.configuration).name
-        provenance = {
+        of = {
             "search": self.configuration.name,
             "sequence": sequence,
             "trials": len(rows),
-            "base": distribution.provenance["base"],
-            "ranked": distribution.provenance["ranked"],
         }
         arm, compat = self.configuration.search_arm, self.configuration.compat
         conditions: dict[str, Any] = {}
@@ -201,18 +217,10 @@ class Search:
             conditions["strategy"] = arm.strategy.name
         if compat:
             conditions["compat"] = compat
-        distribution = replace(distribution, provenance={**provenance, **conditions})
+        ranking = {k: v for k, v in distribution.provenance.items() if k != "trials"}
+        distribution = replace(distribution, provenance={**of, **ranking, **conditions})
         distribution.save(self.folder / "distribution.json")
-        values = self.oracle.best_values()
-        best = Distribution(
-            self.trainer.scheme,
-            self.rates(values),
-            {
-                **{k: provenance[k] for k in ("search", "sequence", "trials")},
-                **conditions,
-                **{k: v for k, v in values.items() if k == STRENGTH},
-            },
-        )
+        best = self._best({**of, **conditions})
         best.save(self.folder / "best.json")
         results = {
             "name": self.configuration.name,
@@ -223,6 +231,7 @@ class Search:
             "versions": machine.versions(),
             "machine": machine.description(),
             "trials": len(rows),
+            **self._lost(len(rows)),
             "spent": self.oracle.spent,
             "seconds": sum(row["seconds"] for row in rows),
             "best": best.to_json(),
@@ -232,6 +241,41 @@ class Search:
         content = json.dumps(results, indent=1, allow_nan=False)
         write_text(self.folder / "search.json", content + "\n")
         return distribution
+
+    def _best(self, provenance: Mapping[str, Any]) -> Distribution:
+        """Returns the best setting, with why it is the best and how often it ran."""
+        with self.oracle.lock:
+            values = self.oracle.best_values()
+            runs = self.oracle.runs_of(values)
+        learned = sum(map(self.oracle.meets, runs))
+        among = "that learned" if 2 * learned > len(runs) else "of which none learned"
+        return Distribution(
+            self.trainer.scheme,
+            self.rates(values),
+            {
+                **provenance,
+                **{k: v for k, v in values.items() if k == STRENGTH},
+                "criterion": "highest expectation of the model at the full budget, "
+                f"among the settings of the largest budget {among}",
+                "reward": float(np.mean([run.score for run in runs])),
+                "runs": len(runs),
+                "runs_that_learned": learned,
+                "budget": self.oracle.budget(runs[0]),
+            },
+        )
+
+    def _lost(self, finished: int) -> dict[str, int]:
+        """Returns how many trials diverged, and how many failed."""
+        with self.oracle.lock:
+            ended = [self.oracle.trials[i].status for i in self.oracle.end_order]
+        failed = ended.count("FAILED")
+        return {"diverged": len(ended) - finished - failed, "failed": failed}
+
+
+def _is_measured(found: Mapping[str, float]) -> bool:
+    """Whether metrics are what accuracies can give; a worker may send others."""
+    accuracies = [found[name] for name in ("a1", "p_s", "p_o")]
+    return all(0 <= value <= 1 for value in accuracies) and found["reward"] >= 0
 
 
 def search_sequence(configuration: Configuration) -> SequenceSettings:

@@ -19,6 +19,7 @@ from lrdist_keras.search.oracle import (
 from lrdist_keras.search.trials import STRENGTH
 
 OBJECTIVE = "reward"
+LEARNED = "learned"  # the metric that is 1 if all tasks were learned, else 0
 FLAT = "rate"  # the hyperparameter of a flat space
 _FINGERPRINT = "tuner/configuration"
 
@@ -68,6 +69,7 @@ def make_oracle(
         model=named.get(settings.sampler, settings.sampler),
         random_share=settings.random_share,
         repeats=settings.repeats,
+        requires=LEARNED,
     )
 
 
