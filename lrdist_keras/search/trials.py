@@ -23,6 +23,7 @@ from lrdist_keras.distribution import (
 )
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import PatternScheme, Scheme
+from lrdist_keras.strict_json import parse_json
 
 PAPER_BASE = 1.8
 STRENGTH = "strength"  # that of the strategy, where it is searched
@@ -190,8 +191,8 @@ def _scheme_beside(path: Path) -> Scheme | PatternScheme:
     if not neighbour.is_file():
         return PAPER_SCHEME
     try:
-        return scheme_from_json(json.loads(neighbour.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        return scheme_from_json(parse_json(neighbour.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{neighbour} is not the scheme of {path.name}; mend it, or remove it and "
             f"name the scheme. {str(error)[:_LONGEST]}"
