@@ -5,6 +5,9 @@ import threading
 import keras_tuner
 import numpy as np
 import pytest
+from keras_tuner.src import protos
+from keras_tuner.src.distribute.oracle_chief import OracleServicer
+from keras_tuner.src.engine import trial as trial_module
 from keras_tuner.src.engine.base_tuner import BaseTuner
 from test_oracle import OBJECTIVE, begin, finish, make, run, score
 
@@ -205,6 +208,10 @@ def test_a_tuner_of_keras_tuner_fills_the_space_as_it_goes(tmp_path, model):
     oracle.verbose = 0
     again.search()
     assert len(oracle.trials) == 6
+    # Told to overwrite it begins anew.
+    oracle = BayesianHyperbandOracle(OBJECTIVE, max_epochs=3, seed=1, model=model)
+    Growing(oracle, directory=str(tmp_path), project_name="p", overwrite=True)
+    assert oracle.trials == {} and begin(oracle).trial_id == "0000"
 
 
 def test_a_space_that_must_not_grow_says_so(tmp_path):
@@ -213,6 +220,38 @@ def test_a_space_that_must_not_grow_says_so(tmp_path):
     new.Int("layers", 1, 5)
     with pytest.raises(RuntimeError, match="`allow_new_entries` is `False`"):
         oracle.update_space(new)
+
+
+def test_keras_tuners_own_chief_can_serve_it(tmp_path):
+    """Messages to its servicer, as its client sends them."""
+    options = {"max_epochs": 1, "hyperband_iterations": 3}
+    oracle = make(tmp_path, hyperparameters=choices(), **options)
+    chief, messages = OracleServicer(oracle), protos.get_service()
+    space = chief.GetSpace(messages.GetSpaceRequest(), None).hyperparameters
+    assert {hp.name for hp in keras_tuner.HyperParameters.from_proto(space).space} == {
+        "kind", "size", "bias", "layers",
+    }  # fmt: skip
+    for number in range(3):
+        request = messages.CreateTrialRequest(tuner_id="w")
+        made = chief.CreateTrial(request, None).trial
+        ended = trial_module.Trial.from_proto(made)
+        assert ended.hyperparameters.get("kind") in {f"k{i}" for i in range(6)}
+        request = messages.UpdateTrialRequest(
+            trial_id=ended.trial_id, metrics={"score": float(number)}, step=2
+        )
+        chief.UpdateTrial(request, None)
+        ended.status = "FAILED" if number == 1 else "COMPLETED"
+        chief.EndTrial(messages.EndTrialRequest(trial=ended.to_proto()), None)
+        request = messages.GetTrialRequest(trial_id=ended.trial_id)
+        found = trial_module.Trial.from_proto(chief.GetTrial(request, None).trial)
+        assert found.status == ended.status
+    request = messages.GetBestTrialsRequest(num_trials=3)
+    best = chief.GetBestTrials(request, None).trials
+    assert [trial.score.value for trial in best] == [2.0, 0.0]
+    request = messages.CreateTrialRequest(tuner_id="w")
+    last = trial_module.Trial.from_proto(chief.CreateTrial(request, None).trial)
+    assert last.status == "STOPPED"
+    assert chief.stop_triggered
 
 
 class Synchronized(BayesianHyperbandOracle):
