@@ -124,7 +124,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
         (f'{HEADER}\n{ROW[:-1]}"\n{ROW}\n', "line 2"),
         (f'{HEADER}\n"{ROW}\n{ROW}\n', "line 3: unexpected end of data"),
         (f"{HEADER}\n{ROW}\0\n", "line 2"),
-        (f"{HEADER}\n{'1' * 200_000},0.8,0.7,1e-5,1e-5,1e-5\n", "line 2"),
+        (f"{HEADER}\n0.9,{'1' * 200_000},0.7,1e-5,1e-5,1e-5\n", "line 2"),
         ("", "Received: 0 columns"),
         ("\n\n", "Received: 0 columns"),
     ],
