@@ -328,3 +328,15 @@ def test_one_task_alone_can_be_drawn(tmp_path):
     single = record(sequence="b") | {"curves": {}, "p_o": None, "forgetting": None}
     figures.save_picture(tmp_path / "p.png", [single], {"flat": flat(1e-5, SCHEME)})
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_trials_that_did_not_learn_are_told_apart():
+    row = {"budget": 1.0, "reward": 1.5, "a1": 0.8, "p_s": 0.8, "p_o": 0.7}
+    row |= {"seed": 0, "seconds": 3.0, "head": 1e-4, "learned": True}
+    rows = [row, row | {"learned": False, "reward": 1.0}]
+    assert "Red:" not in text(tables.trials_table(rows[:1], "Best", 5))
+    table = tables.trials_table(rows, "Best", 5)
+    assert [r.style for r in table.rows] == [None, "red"] and "Red:" in text(table)
+    found = {"between_rungs": [], "reward_and_forgetting": 0.5}
+    line = text(tables.correlations_table(found | {"reward_and_forgetting_trials": 9}))
+    assert "largest budget" in line and " 9 " in line

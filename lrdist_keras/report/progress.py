@@ -141,6 +141,6 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
 
 
 def _fate(record: dict[str, Any]) -> str:
-    if record["diverged"]:
+    if record.get("diverged"):
         return " (diverged: weights or moments are not finite)"
     return "" if record["learned"] else " (did not learn)"

@@ -181,7 +181,10 @@ def trials_table(rows: Sequence[Mapping[str, Any]], title: str, most: int) -> Ta
             str(row["seed"]),
             f"{row['seconds']:.0f}",
             rates,
+            style=None if row.get("learned", True) else "red",
         )
+    if not all(row.get("learned", True) for row in ranked[:most]):
+        table.caption = "Red: a task was not learned; such a setting is not the best."
     return table
 
 
@@ -199,7 +202,9 @@ def correlations_table(found: Mapping[str, Any]) -> Table:
             _number(pair["spearman"]),
         )
     full = _number(found["reward_and_forgetting"])
-    table.add_row("reward and forgetting, largest budget", "", full)
+    trials = found.get("reward_and_forgetting_trials")
+    count = "" if trials is None else str(trials)
+    table.add_row("reward and forgetting, largest budget", count, full)
     table.caption = (
         "Near 1 between budgets: small ones tell the better settings early. Settings "
         "that ran with both are the promoted ones, which are alike: this lowers it."
