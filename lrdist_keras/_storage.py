@@ -116,9 +116,21 @@ def held(temporary: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+    """Returns the process's mask of permissions, which can only be read by setting."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Returns the `digest` of a file's bytes."""
+    return digest(np.frombuffer(path.read_bytes(), np.uint8))
 
 
 def digest(*content: str | np.ndarray) -> str:

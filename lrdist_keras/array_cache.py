@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrdist_keras._storage import held, remove_unfinished, umask
+from lrdist_keras._storage import held, remove_unfinished, sha256_of_file, umask
 from lrdist_keras.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -110,7 +109,7 @@ def _read(folder: Path, fits: Callable[[Arrays], bool]) -> Arrays:
         path = folder / f"{name}.npy"
         if not _regular(path):
             raise _Damaged(f"no {path.name}")
-        if _sum(path) != expected:
+        if sha256_of_file(path) != expected:
             raise _Damaged(f"{path.name} has another SHA-256")
         try:
             arrays[name] = np.load(path, mmap_mode="r")
@@ -133,7 +132,7 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
             for name, array in arrays.items():
                 path = temporary / f"{name}.npy"
                 np.save(path, array, allow_pickle=False)
-                sums += f"{_sum(path)}  {path.name}\n"
+                sums += f"{sha256_of_file(path)}  {path.name}\n"
             (temporary / _SUMS).write_bytes(sums.encode())
             temporary.chmod(0o777 & ~umask())
             try:
@@ -143,11 +142,6 @@ def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
                     raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _regular(path: Path) -> bool:

@@ -9,7 +9,7 @@ import unicodedata
 import numpy as np
 
 from lrdist_keras.data.findings import Finding, rows_of
-from lrdist_keras.data.splits import Task
+from lrdist_keras.data.splits import Rows, Task
 from lrdist_keras.printable import listed
 
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -85,6 +85,16 @@ def _regression(task: Task) -> list[Finding]:
     return [Finding("error", task.name, sentence)]
 
 
+def _rows_of_classes(task: Task, classes: list[int]) -> tuple[Rows, ...]:
+    """Returns the rows of the examples of some classes, of every split that has any."""
+    return tuple(
+        rows
+        for split in task.splits.values()
+        if len(chosen := np.flatnonzero(np.isin(split.labels, classes)))
+        for rows in rows_of(split, chosen)
+    )
+
+
 def _several_labels(task: Task) -> list[Finding]:
     known = set(task.class_names)
     found = []
@@ -97,12 +107,7 @@ def _several_labels(task: Task) -> list[Finding]:
         ]
         if not wrong:
             continue
-        rows = tuple(
-            rows
-            for split in task.splits.values()
-            if len(chosen := np.flatnonzero(np.isin(split.labels, wrong)))
-            for rows in rows_of(split, chosen)
-        )
+        rows = _rows_of_classes(task, wrong)
         sentence = (
             f"cells of the {_names(task, np.array(wrong))} hold several labels, parted "
             f"by '{separator}', that are classes themselves; an example has one class, "
@@ -120,12 +125,7 @@ def _alike(task: Task) -> list[Finding]:
     sizes = _counts(task, "train") + _counts(task, "validation")
     for same in (group for group in groups.values() if len(group) > 1):
         rarer = [i for i in same if i != max(same, key=lambda i: sizes[i])]
-        rows = tuple(
-            rows
-            for split in task.splits.values()
-            if len(chosen := np.flatnonzero(np.isin(split.labels, rarer)))
-            for rows in rows_of(split, chosen)
-        )
+        rows = _rows_of_classes(task, rarer)
         sentence = (
             f"the {_names(task, np.array(same))} differ in case, spaces or marks only "
             "and are almost certainly one; mend the file (the rows are of the rarer), "

@@ -71,13 +71,7 @@ class Check:
                     "split": summary.split,
                     "examples": summary.examples,
                     "classes": summary.classes,
-                    "tokens": dict(
-                        zip(
-                            ("min", "median", "95%", "max"),
-                            summary.lengths,
-                            strict=True,
-                        )
-                    ),
+                    "tokens": dict(zip(_TOKENS, summary.lengths, strict=True)),
                     "cut": summary.cut,
                 }
                 for summary in self.summaries

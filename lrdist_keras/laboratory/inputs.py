@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from lrdist_keras._storage import digest, write_text
+from lrdist_keras._storage import digest, digest_of_file, write_text
 from lrdist_keras.config import ArmSettings, Configuration
 from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tokenizer import Tokenizer
@@ -73,8 +71,8 @@ def inputs_of(
             )
         for file in arm.strategy.files:
             path = Path(configuration.data.dir) / file
-            text = np.frombuffer(path.read_bytes(), np.uint8)
-            found[f"text of arm '{arm.name}'"] = Input(str(path), digest(text))
+            text = digest_of_file(path)
+            found[f"text of arm '{arm.name}'"] = Input(str(path), text)
     return found
 
 

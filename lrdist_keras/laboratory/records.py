@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lrdist_keras._storage import digest, replacing
+from lrdist_keras._storage import digest_of_file, replacing
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.metrics import METRICS
@@ -161,11 +161,6 @@ def save_logits(
     with replacing(folder / file) as opened:
         np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
     return {"file": file, "sha256": digest_of_file(folder / file)}
-
-
-def digest_of_file(path: Path) -> str:
-    """Returns the digest by which the logits of a run are known."""
-    return digest(np.frombuffer(path.read_bytes(), np.uint8))
 
 
 def lost_logits(folder: Path, record: Mapping[str, Any]) -> bool:

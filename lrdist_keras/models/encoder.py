@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lrdist_keras import _tensorflow
-from lrdist_keras._storage import digest
+from lrdist_keras._storage import digest, sha256_of_file
 from lrdist_keras.data.local_files import package_folder
 from lrdist_keras.data.preset_files import WEIGHTS, PresetFiles, check_folder
 from lrdist_keras.errors import InputError, MissingFile
@@ -261,8 +260,7 @@ def _check_weights(folder: Path, expected: str) -> None:
             f"model.sha256 can be checked only where '{folder}' is a folder with one "
             f"of {', '.join(WEIGHTS)}."
         )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of_file(path)
     if found != expected:
         raise InputError(
             f"The weights '{path}' have another SHA-256 than model.sha256 says; they "
