@@ -35,9 +35,9 @@ test-backends: $(VENV)/torch.stamp
 	done
 
 # Core, training and precision on the newest Python, whose JAX, NumPy and Optuna are
-# newer too: `make test-newest PYTHON=python3.13 VENV=.venv-newest`.
+# newer too, with all optimisations of XLA, some of which `test` leaves out: `make test-newest PYTHON=python3.13 VENV=.venv-newest`.
 test-newest: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(WORKERS) tests/test_optimizer.py tests/test_optimizer_jax.py \
+	XLA_FLAGS= $(BIN)/python -m pytest $(WORKERS) tests/test_optimizer.py tests/test_optimizer_jax.py \
 	  tests/test_step.py tests/test_trainer.py tests/test_bfloat16.py tests/test_bert_stack.py \
 	  tests/test_distribution.py tests/test_groups.py tests/test_package.py
 

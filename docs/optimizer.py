@@ -271,9 +271,9 @@ assert int(loaded.optimizer.iterations) == int(classifier.optimizer.iterations) 
 #   `_backend_update_step` is refused. PyTorch's fused updates run once per group.
 # - With TensorFlow, sparse gradients of an embedding update it sparsely as without, and
 #   one pass over its rows is added, which keeps those of a frozen group.
-# - With `gradient_accumulation_steps`, learning-rate schedules and multipliers that follow
-#   the step count batches, not updates, as everywhere in Keras: with 4 steps a schedule of
-#   1,000 steps ends after 250 updates.
+# - With `gradient_accumulation_steps`, learning-rate schedules and multipliers that
+#   follow the step count batches, not updates, as everywhere in Keras: with 4 steps a
+#   schedule of 1,000 steps ends after 250 updates.
 # - `to_multi_optimizer()` gives the equivalent `keras.optimizers.MultiOptimizer` for
 #   the same model, and refuses global clipping and multipliers that follow the step.
 # - Layers that are added, frozen or unfrozen after the optimizer was built need a new

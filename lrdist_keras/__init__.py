@@ -36,20 +36,25 @@ _HOME = {
     "LayerwiseOptimizer": "optimizer",
     "PatternScheme": "groups",
     "Scheme": "groups",
+    "load_classifier": "models.text_classifier",
     "transformer_groups": "groups",
 }
 
 
+# It needs the extra `lab`, so that `from lrdist_keras import *` leaves it out.
+_LAB = ("load_classifier",)
+
+
 def __getattr__(name: str) -> Any:
     # Late, so that the `lrdist` command can choose Keras's backend before Keras starts.
-    if name not in __all__:
+    if name not in (*__all__, *_LAB):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_HOME.get(name, 'distribution')}")
     return getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *_LAB])
 
 
 register_with_keras()

@@ -31,6 +31,7 @@ def cached_arrays(
     folder: str | os.PathLike[str],
     make: Callable[[], Mapping[str, np.ndarray]],
     fits: Callable[[Arrays], bool],
+    setting: str = "data.cache",
 ) -> Arrays:
     """Returns arrays from a cache, or makes them and puts them there.
 
@@ -43,6 +44,7 @@ def cached_arrays(
             depend on; the folder above it is the cache.
         make: Computes the arrays; their names may have letters, digits and `_`.
         fits: Whether arrays are of the names and shapes that were asked for.
+        setting: What names the cache's folder, for errors.
 
     Returns:
         The arrays, mapped from their files and read-only.
@@ -51,7 +53,7 @@ def cached_arrays(
         InputError: If the cache cannot be read or written.
     """
     folder = Path(folder)
-    with cache_errors(folder.parent):
+    with cache_errors(folder.parent, setting):
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder.parent, _UNFINISHED)
         try:
@@ -65,7 +67,7 @@ def cached_arrays(
             )
             _discard(folder)
     arrays = make()
-    with cache_errors(folder.parent):
+    with cache_errors(folder.parent, setting):
         _write(folder, arrays)
         try:
             return _read(folder, fits)
@@ -74,7 +76,9 @@ def cached_arrays(
 
 
 @contextmanager
-def cache_errors(cache: str | os.PathLike[str]) -> Iterator[None]:
+def cache_errors(
+    cache: str | os.PathLike[str], setting: str = "data.cache"
+) -> Iterator[None]:
     """Says how to mend it if a cache cannot be read or written.
 
     Raises:
@@ -87,7 +91,7 @@ def cache_errors(cache: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"The cache '{os.fspath(cache)}' must be a folder that can be read and "
-            "written; name another with data.cache, or mend its permissions or the "
+            f"written; name another with {setting}, or mend its permissions or the "
             f"space on its disk. Received: {error}"
         ) from error
 

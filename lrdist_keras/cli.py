@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for command in (
     training.compare,
+    training.train,
     training.search,
     looking.check,
     looking.groups,

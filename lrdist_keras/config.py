@@ -97,7 +97,8 @@ class ArmSettings(Section):
         rate: One learning rate for all groups.
         decay: With `rate`, which is then the head's: layer-wise decay, see
             `lrdist_keras.distribution.llrd`.
-        distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`.
+        distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`; or
+            a list of them, one for each task.
         resample: Whether a distribution of another scheme is fitted to the model's.
         rescale: Geometric mean over groups that the distribution is brought to.
         strategy: What is done against forgetting beside the rates: `plain`, nothing;
@@ -112,7 +113,9 @@ class ArmSettings(Section):
     name: Name
     rate: Rate | None = None
     decay: float | None = Field(default=None, gt=0, le=1)
-    distribution: UserPath | None = None
+    distribution: UserPath | Annotated[list[UserPath], Field(min_length=1)] | None = (
+        None
+    )
     resample: bool = False
     rescale: Rate | None = None
     strategy: Annotated[AnyStrategy, BeforeValidator(_of_one_strategy)]
@@ -140,6 +143,30 @@ class ArmSettings(Section):
             raise InputError("an arm has either `rate` or `distribution`")
         if self.decay is not None and self.rate is None:
             raise InputError("`decay` goes with `rate`")
+        if self.distribution is None and (self.resample or self.rescale):
+            raise InputError("`resample` and `rescale` go with `distribution`")
+        return self
+
+
+class FirstSettings(Section):
+    """How all arms train the first task of a sequence: plainly, and once a seed.
+
+    Args:
+        rate: One learning rate for all groups.
+        distribution: A distribution, as of an arm.
+        resample: Whether a distribution of another scheme is fitted to the model's.
+        rescale: Geometric mean over groups that the distribution is brought to.
+    """
+
+    rate: Rate | None = None
+    distribution: UserPath | None = None
+    resample: bool = False
+    rescale: Rate | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_rates(self) -> Self:
+        if (self.rate is None) == (self.distribution is None):
+            raise InputError("[first] has either `rate` or `distribution`")
         if self.distribution is None and (self.resample or self.rescale):
             raise InputError("`resample` and `rescale` go with `distribution`")
         return self
@@ -304,6 +331,7 @@ class Configuration(Section):
         tasks: The tasks that sequences name.
         sequences: What is trained one after the other.
         arms: What is compared.
+        first: How all arms train the first task, if they share its training.
         search: How a distribution is searched.
         report: What a comparison reports.
     """
@@ -317,6 +345,7 @@ class Configuration(Section):
     tasks: list[TaskSettings] = Field(min_length=1)
     sequences: list[SequenceSettings] = Field(min_length=1)
     arms: list[ArmSettings] = []
+    first: FirstSettings | None = None
     search: SearchSettings = SearchSettings()
     measures: MeasureSettings = MeasureSettings()
     report: ReportSettings = ReportSettings()
@@ -363,6 +392,29 @@ class Configuration(Section):
                 f"search.sequence is '{wanted}', which is none of the sequences"
                 f"{nearest(wanted, known)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _first_task_can_be_begun(self) -> Self:
+        trained = {task.name for task in self.tasks if task.trained is not None}
+        for sequence in self.sequences:
+            begun = [name for name in sequence.tasks if name in trained]
+            if begun and (begun != sequence.tasks[:1] or sequence.parts < 2):
+                raise InputError(
+                    f"the sequence '{sequence.name}': only the first of several tasks "
+                    f"may have `trained`. Received: {begun}"
+                )
+            if begun and (sequence.shift in ("length", "cluster") or self.first):
+                raise InputError(
+                    f"the sequence '{sequence.name}': `trained` goes neither with a "
+                    "shift that divides the task nor with [first]"
+                )
+            if self.first is not None and sequence.parts < 2:
+                raise InputError(
+                    f"the sequence '{sequence.name}': [first] needs at least two tasks"
+                )
+        if self.first is not None and "carry_moments" in self.compat:
+            raise InputError("[first] does not go with the fault 'carry_moments'")
         return self
 
     @model_validator(mode="after")

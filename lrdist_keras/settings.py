@@ -68,6 +68,9 @@ class ModelSettings(Section):
             Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
+        pooler: Whether the dense layer is trained that KerasHub's text classifiers have
+            between the first token and the head, in the group `head`. Without it a head
+            is one linear layer on the first token.
     """
 
     preset: str
@@ -76,6 +79,7 @@ class ModelSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     encoder_groups: int = Field(default=8, ge=1)
     rounding: Literal["floor", "ceil"] = "floor"
+    pooler: bool = False
 
 
 class DataSettings(Section):
@@ -110,6 +114,10 @@ class TaskSettings(Section):
         format: For `files`: `csv`, `tsv` or `jsonl`, if the file's ending does not say.
         text: For `files`: the column of the text, or of both texts of a pair.
         label: For `files`: the column of the label, integers or names.
+        trained: For the first task of a sequence: a model that has learned it, which is
+            loaded in place of a training. A folder of `lrdist train`, a `.keras` file,
+            or a folder with a classifier of KerasHub or Hugging Face. `train` is then
+            needed only by what uses training examples later.
         class_names: For `files`: all labels in the order of the classes' numbers, if
             that matters; where none is an integer, also what reports call 0, 1, 2, ….
             Without it the labels of the training file in their order are the classes.
@@ -125,6 +133,7 @@ class TaskSettings(Section):
     format: Literal["csv", "tsv", "jsonl"] | None = None
     text: str | list[str] | None = None
     label: str | None = None
+    trained: UserPath | None = None
     class_names: list[str] | None = None
 
     @model_validator(mode="after")
@@ -136,8 +145,10 @@ class TaskSettings(Section):
                 f"{', '.join(given)} may be given only with source = 'files', "
                 f"not with '{self.source}'"
             )
-        if self.source == "files" and not {"train", "text", "label"} <= set(given):
-            raise InputError("source = 'files' needs `train`, `text` and `label`")
+        needed = {"validation" if self.trained else "train", "text", "label"}
+        if self.source == "files" and not needed <= set(given):
+            *most, last = [f"`{name}`" for name in of_files if name in needed]
+            raise InputError(f"source = 'files' needs {', '.join(most)} and {last}")
         if self.class_names is not None:
             unique(self.class_names, "class name")
         if isinstance(self.text, list) and len(self.text) not in (1, 2):
@@ -177,6 +188,13 @@ class SequenceSettings(Section):
         if self.shift != "cluster" and self.clusters is not None:
             raise InputError("`clusters` goes with shift = 'cluster'")
         return self
+
+    @property
+    def parts(self) -> int:
+        """How many trainings it has, one after the other."""
+        if self.shift == "length":
+            return 2
+        return self.clusters or 2 if self.shift == "cluster" else len(self.tasks)
 
     @property
     def name(self) -> str:

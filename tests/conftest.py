@@ -5,9 +5,19 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Compiling takes most of the time of these tests. The optimisations left out here
+# change rounding at most; `make test-newest` compiles with all of them.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
 import csv
+import ctypes
+import gc
 import importlib.util
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +35,18 @@ WORDS = (
     "the a film plot actor scene is was good bad great awful dull bright long short "
     "very not fun sad and but story end start song match team goal player won lost"
 ).split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_the_module():
+    """Drops compiled programs after each module, or they would fill the memory."""
+    yield
+    gc.collect()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +109,14 @@ def write_rows(path, texts, labels):
 
 
 def sentiment(count, seed):
-    """Draws sentences that are good or bad by one of their words."""
+    """Draws sentences that are good or bad by one of their words.
+
+    Of 12 to 15 tokens, they make rows of one length, so that little is compiled.
+    """
     rng = np.random.default_rng(seed)
     texts, labels = [], []
     for label in rng.integers(0, 2, count):
-        words = list(rng.choice(WORDS[:6], rng.integers(3, 20)))
+        words = list(rng.choice(WORDS[:6], rng.integers(9, 13)))
         words.insert(rng.integers(len(words)), ["bad", "good"][label])
         texts.append(" ".join(words))
         labels.append(["negative", "positive"][label])

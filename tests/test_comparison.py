@@ -10,7 +10,9 @@ from lrdist_keras.config import ArmSettings
 from lrdist_keras.distribution import kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import comparison
+from lrdist_keras.laboratory.arms import arm_rates
 from lrdist_keras.laboratory.metrics import METRICS
+from lrdist_keras.laboratory.results import paired_statistics
 
 
 @pytest.fixture
@@ -29,13 +31,13 @@ def nothing(*arguments):
 def test_an_arms_rates():
     scheme = Scheme(6)
     arm = ArmSettings(name="x", rate=1e-4, decay=0.9)
-    assert comparison.arm_distribution(arm, None, scheme) == llrd(1e-4, 0.9, scheme)
+    assert arm_rates(arm, {}, scheme) == (llrd(1e-4, 0.9, scheme),)
     arm = ArmSettings(name="x", distribution="d", resample=True, rescale=1e-4)
-    found = comparison.arm_distribution(arm, kenneweg2022(), scheme)
+    (found,) = arm_rates(arm, {"d": kenneweg2022()}, scheme)
     assert found == kenneweg2022().resample(scheme).rescaled(1e-4)
     arm = ArmSettings(name="x", distribution="d.json")
     with pytest.raises(ValueError, match="Arm 'x'.*12/8/ceil.*6/6.*resample = true"):
-        comparison.arm_distribution(arm, kenneweg2022(), scheme)
+        arm_rates(arm, {"d.json": kenneweg2022()}, scheme)
 
 
 def test_a_folder_takes_more_seeds_but_no_other_configuration(tmp_path, configuration):
@@ -81,13 +83,13 @@ def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):
         for arm in names
         for seed in (0, 1)
     ]
-    found = comparison.paired_statistics(configuration(arms), records)
+    found = paired_statistics(configuration(arms), records)
     assert found.reference == "a"
     assert {d.arm for d in found.paired} == {"b", "decay", "d", "ewc"}
     # The others are compared with the curve, which is made of a and b.
     assert {d.arm for d in found.equal_p_s} == {"decay", "d", "ewc"}
     chosen = configuration(arms, "report.reference=ewc")
-    assert comparison.paired_statistics(chosen, records).reference == "ewc"
+    assert paired_statistics(chosen, records).reference == "ewc"
 
 
 def test_too_many_training_examples(tmp_path, configuration):

@@ -38,17 +38,19 @@ def input_errors() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Ends at the first Ctrl-C between two steps, and says how to go on."""
+def interruptible(
+    what: str = "What is finished is kept; the same command goes on from there.",
+) -> Iterator[None]:
+    """Ends at the first Ctrl-C between two steps, and says how to go on.
+
+    Args:
+        what: What is kept, and how to go on.
+    """
     try:
         with interrupts.kept_for_steps():
             yield
     except KeyboardInterrupt:
-        print(
-            "lrdist: interrupted. What is finished is kept; the same command goes on "
-            "from there.",
-            file=sys.stderr,
-        )
+        print(f"lrdist: interrupted. {what}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
@@ -61,7 +63,7 @@ def new_console() -> Any:
 
 def print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None:
     """Prints the tables of differences, or one line that says why there are none."""
-    from lrdist_keras.laboratory.comparison import paired_statistics
+    from lrdist_keras.laboratory.results import paired_statistics
     from lrdist_keras.laboratory.statistics import NoStatistics
     from lrdist_keras.report import comparison_tables
 

@@ -124,8 +124,8 @@ def _show_distribution(what: str, title: str) -> None:
 
 
 def _show_comparison(folder: Path) -> None:
-    from lrdist_keras.laboratory.comparison import ordered
     from lrdist_keras.laboratory.records import read_runs
+    from lrdist_keras.laboratory.results import ordered
     from lrdist_keras.laboratory.run_folder import read_configuration
     from lrdist_keras.laboratory.summaries import summarize
     from lrdist_keras.report import comparison_tables, tables

@@ -1,10 +1,11 @@
-"""The commands that train: `compare` and `search`."""
+"""The commands that train: `compare`, `train` and `search`."""
 
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,13 +20,27 @@ from lrdist_keras.commands.common import (
     print_statistics,
 )
 from lrdist_keras.errors import InputError, SearchFailed
-from lrdist_keras.report.progress import run_comparison, run_search
+from lrdist_keras.report.progress import run_comparison, run_search, run_training
+
+
+class SavedModels(StrEnum):
+    """Which models a comparison keeps."""
+
+    BEST = "best"
+    ALL = "all"
 
 
 def compare(
     config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
     overrides: OverridesOption = None,
     out: OutOption = None,
+    save_models: Annotated[
+        SavedModels | None,
+        typer.Option(
+            help="Keep the models in models/ of the results, as `train` saves one: "
+            "all, or of each sequence the best by p_s + p_o."
+        ),
+    ] = None,
 ) -> None:
     """Trains every arm on every sequence with every seed, and compares them.
 
@@ -51,7 +66,7 @@ def compare(
     console.print(tables.labels_table(prepared.labels))
     with input_errors():
         with interruptible():
-            records = run_comparison(prepared, pending)
+            records = run_comparison(prepared, pending, keeper(folder, save_models))
         prepared.save_results(records)
         means = summaries.summarize(records)
         console.print(tables.results_table(means, configuration.name))
@@ -70,6 +85,59 @@ def compare(
             written.append("drift.png")
     print_compat(configuration.compat)
     print("Results:", ", ".join(f"{folder}/{name}" for name in written))
+    if save_models is not None:
+        _print_models(folder / "models")
+    print_compilations()
+
+
+def keeper(folder: Path, which: SavedModels | None) -> Any:
+    """Returns who keeps the models of a comparison's runs; None for nobody."""
+    from lrdist_keras.laboratory.saving import ModelKeeper
+
+    return None if which is None else ModelKeeper(folder / "models", which.value)
+
+
+def _print_models(folder: Path) -> None:
+    saved = sorted(path.parent for path in folder.glob("*/model.json"))
+    if saved:
+        print("Models:", ", ".join(map(str, saved)))
+    else:
+        print("No model was saved: the runs were done before, or none learned.")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A configuration file (TOML).")],
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    overrides: OverridesOption = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Name of the arm, if there are several.")
+    ] = None,
+    sequence: Annotated[
+        str | None, typer.Option(help="Name of the sequence, if there are several.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The seed [the configuration's first].")
+    ] = None,
+) -> None:
+    """Trains one arm and saves its model: a classifier for each task.
+
+    The numbers are those of the same run in `compare`.
+    """
+    with input_errors():
+        from lrdist_keras import config as config_file
+
+        configuration = config_file.load(config, overrides or [])
+        from lrdist_keras.laboratory import training
+        from lrdist_keras.report import trained_tables
+
+        prepared = training.prepare(configuration, arm, sequence, seed, out)
+        with interruptible("Nothing is saved; the same command begins again."):
+            run = run_training(prepared)
+    tasks = prepared.comparison.tasks[prepared.sequence.name]
+    print(trained_tables.trained_sentence(run, tasks))
+    new_console().print(trained_tables.trained_table(run, tasks))
+    print_compat(configuration.compat)
+    print(f"Saved: {out} (its README.md says how to use it)")
     print_compilations()
 
 

@@ -110,7 +110,9 @@ def _check_sizes(task: Task, train_examples: int | None) -> list[Finding]:
         found.append(Finding("error", task.name, sentence))
 
     rule = "must be at least 2 examples of at least two classes"
-    if lack := shortage(counts, task.class_names):
+    if not task.has_training:
+        pass
+    elif lack := shortage(counts, task.class_names):
         error(f"training {rule}; add some. Received: {lack}")
     elif train_examples is not None and train_examples > len(labels):
         error(
@@ -140,6 +142,8 @@ def _check_sizes(task: Task, train_examples: int | None) -> list[Finding]:
 def _check_empty(task: Task, texts: Mapping[tuple[str, str], _Texts]) -> list[Finding]:
     found = []
     for name, split in task.splits.items():
+        if not len(split):
+            continue
         columns = texts[task.name, name].columns == _EMPTY
         empty = columns.any(axis=0)
         part = _PARTS[name]

@@ -156,6 +156,8 @@ def _gaps(task: Task) -> list[Finding]:
 def _missing(task: Task) -> list[Finding]:
     train, validation = _counts(task, "train"), _counts(task, "validation")
     found = []
+    if not task.has_training:  # a trained model knows all its classes
+        train = np.maximum(validation, 1)
     if len(lacking := np.flatnonzero((train > 0) & (validation == 0))):
         sentence = (
             f"validation has no example of the {_names(task, lacking)}, so that its "

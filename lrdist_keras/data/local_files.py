@@ -43,6 +43,9 @@ _HELD_OUT_SHARE = 0.1
 def load_files(settings: TaskSettings, folder: Path) -> Task:
     """Loads a task from local files; relative names refer to `folder`.
 
+    Where no training file is given there are no training examples, and `class_names`
+    say what the classes are.
+
     Raises:
         FileNotFoundError: If a file is not there.
         ValueError: If its content breaks a rule; the message names file and line.
@@ -60,6 +63,8 @@ def load_files(settings: TaskSettings, folder: Path) -> Task:
         split: Split(table.texts, numbers[split], table.rows)
         for split, table in tables.items()
     }
+    if "train" not in splits:
+        splits = {"train": splits["validation"].take(np.arange(0)), **splits}
     if "validation" not in splits:
         whole = splits["train"]
         held = stratified(

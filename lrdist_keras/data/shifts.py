@@ -192,13 +192,16 @@ def label_table(
 
     Args:
         names: Names of the parts.
-        train: Class numbers of the training examples of each.
+        train: Class numbers of the training examples of each; of a part without any the
+            shares are NaN.
         validation: Class numbers of the validation examples of each.
         classes: Names of the classes of each, in the order of their numbers.
     """
     shares = [
         [
             np.bincount(labels, minlength=len(of_part)) / len(labels)
+            if len(labels)
+            else np.full(len(of_part), np.nan)
             for labels, of_part in zip(side, classes, strict=True)
         ]
         for side in (train, validation)

@@ -83,3 +83,8 @@ class Task:
     splits: Mapping[str, Split]
     class_names: tuple[str, ...]
     named: bool = True
+
+    @property
+    def has_training(self) -> bool:
+        """Whether there are training examples, which a trained model needs none of."""
+        return len(self.splits["train"]) > 0

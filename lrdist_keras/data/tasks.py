@@ -55,7 +55,7 @@ def load_task(settings: TaskSettings, data: DataSettings) -> Task:
         )
     splits = dict(task.splits)
     present = len(np.unique(splits["train"].labels))
-    if present < 2:
+    if present < 2 and len(splits["train"]):
         raise InputError(
             f"Task '{name}': its training examples must be of at least two "
             f"classes. Received: {present}"

@@ -28,6 +28,7 @@ class Tokenizer:
         mask_id: Id that stands for a masked token, None where there is none.
         rows: Rows of the model's token embeddings, beyond which an id has no meaning.
             None where they are not known.
+        content: What `tokenizer.json` holds of it; None where it is KerasHub's.
     """
 
     identity: str
@@ -35,6 +36,7 @@ class Tokenizer:
     encode: Callable[[Texts, int], list[tuple[Sequence[int], int]]]
     mask_id: int | None = None
     rows: int | None = None
+    content: str | None = None
 
 
 def check_vocabulary(

@@ -226,8 +226,11 @@ def _own_tokenizer(
     mask_id = _first_id(tokenizer.token_to_id, (own.mask, *_MASKS), rows)
     state = hashlib.sha256(f"{pad_id} {tokenizer.to_str()}".encode()).hexdigest()
     identity = f"tokenizers {tokenizers.__version__}: {state}"
+    tokenizer.enable_padding(pad_id=pad_id, pad_token=tokenizer.id_to_token(pad_id))
+    content = tokenizer.to_str()
+    tokenizer.no_padding()
     encode((["a"],), 8), encode((["a"], ["b"]), 8)  # what is broken shows at once
-    return Tokenizer(identity, pad_id, encode, mask_id, rows)
+    return Tokenizer(identity, pad_id, encode, mask_id, rows, content)
 
 
 def _first_id(

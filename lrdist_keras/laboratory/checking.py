@@ -13,8 +13,8 @@ from lrdist_keras.data.checks import SplitSummary, summarize_split
 from lrdist_keras.data.findings import Finding, errors_of
 from lrdist_keras.data.splits import Task
 from lrdist_keras.data.tokenizer import load_tokenizer
-from lrdist_keras.distribution import get
 from lrdist_keras.errors import InputError
+from lrdist_keras.laboratory.arms import check_counts, named_distributions
 from lrdist_keras.laboratory.task_data import (
     check_domain,
     check_texts,
@@ -90,9 +90,8 @@ def check(configuration: Configuration) -> Check:
         OSError: If an input is missing or the cache cannot be written.
     """
     preset = find_preset(configuration.model)
-    for arm in configuration.arms:
-        if arm.distribution:
-            get(arm.distribution)
+    named_distributions(configuration)
+    check_counts(configuration)
     names = {name for sequence in configuration.sequences for name in sequence.tasks}
     texts = load_texts(configuration, names)
     findings = check_texts(configuration, texts)
@@ -107,6 +106,7 @@ def check(configuration: Configuration) -> Check:
         summarize_split(texts[name], split, found, most)
         for name, of_task in counts.items()
         for split, found in of_task.items()
+        if len(found)
     ]
     for sequence in configuration.sequences:
         findings += _check_sequence(configuration, sequence, tasks, texts, counts)

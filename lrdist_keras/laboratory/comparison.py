@@ -6,21 +6,26 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrdist_keras import machine
-from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
-from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
-from lrdist_keras.groups import Scheme
-from lrdist_keras.laboratory import loading, measures, metrics
+from lrdist_keras.laboratory import loading, measures
+from lrdist_keras.laboratory.arms import (
+    Rates,
+    arm_rates,
+    by_name,
+    check_counts,
+    first_rates,
+    for_run,
+    named_distributions,
+)
 from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.measures import Measures
-from lrdist_keras.laboratory.metrics import METRICS
 from lrdist_keras.laboratory.records import (
     append_run,
     cut_half_a_line,
@@ -29,10 +34,12 @@ from lrdist_keras.laboratory.records import (
     read_runs,
     save_logits,
 )
+from lrdist_keras.laboratory.results import ordered, record_of, save_results
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
-from lrdist_keras.laboratory.statistics import NoStatistics, Statistics, compare_arms
-from lrdist_keras.laboratory.summaries import FURTHER, summarize
-from lrdist_keras.settings import LARGEST_RATE
+from lrdist_keras.laboratory.saving import KeptModel, ModelKeeper, Trained
+from lrdist_keras.laboratory.sharing import Sharing
+from lrdist_keras.laboratory.task_data import examples_digest, validation_half
+from lrdist_keras.printable import printable
 from lrdist_keras.strict_json import finite_or_none
 from lrdist_keras.training.run import Observer, Run, TaskData
 from lrdist_keras.training.strategies.base import Strategy
@@ -48,20 +55,30 @@ class Comparison:
         folder: Where the results lie.
         trainer: Trains sequences on the encoder.
         tasks: What each sequence trains one after the other, by name of the sequence.
-        distributions: Learning rates by name of the arm, on the trainer's scheme.
+        rates: Learning rates by name of the arm, on the trainer's scheme.
         strategies: What is done against forgetting, by name of the arm.
-        sources: Where the tasks come from, by name of the task.
-        labels: Label distributions of its tasks, by name of the sequence.
+        loaded: Model, texts and tokenizer, by name of the sequence.
+        inputs: What the numbers depend on beside the configuration.
     """
 
     configuration: Configuration
     folder: Path
     trainer: SequentialTrainer
     tasks: Mapping[str, list[TaskData]]
-    distributions: Mapping[str, Distribution]
+    rates: Mapping[str, Rates]
     strategies: Mapping[str, Strategy]
-    sources: Mapping[str, str]
-    labels: Mapping[str, list[LabelShares]]
+    loaded: Mapping[str, loading.Loaded]
+    inputs: dict[str, Input]
+
+    @property
+    def distributions(self) -> dict[str, Distribution]:
+        """The learning rates by name, see `arms.by_name`."""
+        return by_name(self.rates)
+
+    @property
+    def labels(self) -> dict[str, list[LabelShares]]:
+        """Label distributions of the tasks, by name of the sequence."""
+        return {name: found.label_table() for name, found in self.loaded.items()}
 
     def pending(self) -> list[tuple[SequenceSettings, ArmSettings, int]]:
         """Returns the runs that are not done yet; seeds outermost, to have pairs."""
@@ -84,6 +101,7 @@ class Comparison:
         on_start: Callable[[SequenceSettings, ArmSettings, int], None],
         on_steps: Callable[[int], None],
         on_record: Callable[[dict[str, Any]], None],
+        keep: ModelKeeper | None = None,
     ) -> list[dict[str, Any]]:
         """Does the pending runs and returns the records of all.
 
@@ -94,32 +112,78 @@ class Comparison:
             on_start: Called before each run.
             on_steps: Called with the number of training steps just done.
             on_record: Called with the record of each finished run.
+            keep: Who keeps models of runs, None for nobody.
 
         Raises:
             OSError: If the folder cannot be written to, or another process works in it.
         """
         measured = Measures(self.trainer, self.configuration.measures)
+        sharing = Sharing(
+            self.folder / "shared",
+            self.configuration,
+            self.rates,
+            self.strategies,
+            {name: tasks[0].is_begun for name, tasks in self.tasks.items()},
+        )
         with locked(self.folder):
             cut_half_a_line(self.folder)
-            for sequence, arm, seed in self.pending():
+            pending = self.pending()
+            for number, (sequence, arm, seed) in enumerate(pending, start=1):
                 on_start(sequence, arm, seed)
                 tasks = self.tasks[sequence.name]
-                rates = self.distributions[arm.name]
+                texts = self.loaded[sequence.name].texts
+                sources = {name: text.source for name, text in texts.items()}
+                rates = for_run(self.rates[arm.name])
                 strategy = self.strategies[arm.name]
                 measurement = measured.begin(sequence.name, tasks, strategy, seed)
-                observer = Observer(on_steps, measurement.after_task)
+                shared = sharing.of_run(sequence, arm, seed)
+                kept = KeptModel(len(tasks), strategy)
+
+                def after_task(*now: Any, watch: Any = (measurement, kept)) -> None:
+                    for one in watch if keep else watch[:1]:
+                        one.after_task(*now)
+
+                observer = Observer(on_steps, after_task, shared)
                 run = self.trainer.run(tasks, rates, strategy, seed, observer=observer)
                 record = finite_or_none(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
-                    | _record(run, [task.name for task in tasks])
-                    | measures.of_evaluations(run, tasks, self.sources, strategy)
+                    | record_of(run, [task.name for task in tasks])
+                    | measures.of_evaluations(run, tasks, sources, strategy)
                     | measurement.record(run)
                 )
                 file = self._logits_file(sequence, arm, seed)
                 record["logits"] = save_logits(self.folder, file, run.logits)
+                if keep is not None:
+                    keep(self.trained(sequence, arm, seed, run, kept), record)
                 append_run(self.folder, record)
+                sharing.forget_all_but(pending[number:])
                 on_record(record)
         return self.records()
+
+    def trained(
+        self,
+        sequence: SequenceSettings,
+        arm: ArmSettings,
+        seed: int,
+        run: Run,
+        kept: KeptModel,
+    ) -> Trained:
+        """Returns a run that has ended, as it can be saved."""
+        tasks, rates = self.tasks[sequence.name], self.rates[arm.name]
+        of_each = list(rates) if len(rates) > 1 else list(rates) * len(tasks)
+        if (shared := tasks[0].shared_rates) is not None:
+            of_each[0] = shared
+        return Trained(
+            self.loaded[sequence.name],
+            sequence,
+            arm,
+            seed,
+            of_each,
+            tasks,
+            self.inputs,
+            run,
+            kept.models,
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the finished runs of this configuration, in its order."""
@@ -127,37 +191,9 @@ class Comparison:
 
     def save_results(self, records: Sequence[dict[str, Any]]) -> None:
         """Writes `results.json`: configuration, versions, machine, tables and runs."""
-        try:
-            statistics = paired_statistics(self.configuration, records).to_json()
-        except NoStatistics as error:
-            statistics = {"unavailable": str(error)}
-        results = {
-            "name": self.configuration.name,
-            "configuration": self.configuration.model_dump(),
-            **({"compat": compat} if (compat := self.configuration.compat) else {}),
-            "versions": machine.versions(),
-            "machine": machine.description(),
-            "distributions": {n: d.to_json() for n, d in self.distributions.items()},
-            "labels": {
-                sequence: [finite_or_none(asdict(row)) for row in rows]
-                for sequence, rows in self.labels.items()
-            },
-            "table": [
-                {
-                    "sequence": s.sequence,
-                    "arm": s.arm,
-                    "seeds": s.seeds,
-                    "learned": s.learned,
-                    "mean": finite_or_none(s.mean),
-                    "standard_deviation": finite_or_none(s.deviation),
-                }
-                for s in summarize(records, (*METRICS, *FURTHER))
-            ],
-            "statistics": statistics,
-            "runs": list(records),
-        }
-        text = json.dumps(results, indent=1, allow_nan=False)
-        write_text(self.folder / "results.json", text + "\n")
+        save_results(
+            self.folder, self.configuration, records, self.distributions, self.labels
+        )
 
     def _logits_file(
         self, sequence: SequenceSettings, arm: ArmSettings, seed: int
@@ -165,44 +201,6 @@ class Comparison:
         configuration = self.configuration
         where = [configuration.sequences.index(sequence), configuration.arms.index(arm)]
         return f"logits/{'-'.join(map(str, [*where, seed]))}.npz"
-
-
-def ordered(
-    configuration: Configuration, records: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Returns the records that a configuration asks for, in its order.
-
-    A folder may hold runs of more seeds.
-    """
-    found = {key_of(record): record for record in records}
-    return [
-        found[key]
-        for sequence in configuration.sequences
-        for arm in configuration.arms
-        for seed in configuration.seeds
-        if (key := (sequence.name, arm.name, seed)) in found
-    ]
-
-
-def paired_statistics(
-    configuration: Configuration, records: Sequence[Mapping[str, Any]]
-) -> Statistics:
-    """Returns the statistics of a configuration's runs.
-
-    The reference is `report.reference` or the first arm; the flat-rate curve goes
-    through the plain arms with one rate for all groups.
-
-    Raises:
-        NoStatistics: If there is one seed or one arm, or if the arms' seeds differ.
-    """
-    arms = configuration.arms
-    flat_rates = {
-        arm.name: arm.rate
-        for arm in arms
-        if arm.rate is not None and arm.decay is None and arm.strategy.is_plain
-    }
-    reference = configuration.report.reference or arms[0].name
-    return compare_arms(records, reference, flat_rates)
 
 
 def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Comparison:
@@ -218,25 +216,47 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
     if not configuration.arms:
         raise InputError("A comparison needs [[arms]], and the configuration has none.")
     records = check_claim(configuration, folder)
-    given = {a.name: get(a.distribution) for a in configuration.arms if a.distribution}
+    found = assembled(configuration, folder)
+    check_inputs(folder, found.inputs, bool(records))
+    _warn_of_lost_logits(folder, records)
+    claim(configuration, folder, found.inputs)
+    return found
+
+
+def assembled(configuration: Configuration, folder: Path) -> Comparison:
+    """Returns a comparison with all that its runs need; the folder is left alone.
+
+    Args:
+        configuration: What is compared, resolved.
+        folder: Where the results will lie.
+
+    Raises:
+        ValueError: If an input breaks a rule.
+        OSError: If an input is missing.
+    """
+    given = named_distributions(configuration)
+    check_counts(configuration)
     names = {name for sequence in configuration.sequences for name in sequence.tasks}
     loaded = loading.load(configuration, names)
-    distributions = {
-        arm.name: arm_distribution(arm, given.get(arm.name), loaded.trainer.scheme)
-        for arm in configuration.arms
-    }
+    scheme = loaded.trainer.scheme
+    rates = {arm.name: arm_rates(arm, given, scheme) for arm in configuration.arms}
     strategies = {
         arm.name: loading.arm_strategy(configuration, arm, loaded)
         for arm in configuration.arms
     }
     shifted = {s.name: loaded.shifted(s) for s in configuration.sequences}
     tasks = {name: list(found.tasks.values()) for name, found in shifted.items()}
+    for of_sequence in tasks.values():
+        of_sequence[0] = _reported(of_sequence[0], rates)
+        if configuration.first is not None:
+            shared = first_rates(configuration.first, given, scheme)
+            of_sequence[0] = replace(of_sequence[0], shared_rates=shared)
     for arm in configuration.arms:
         with loading.errors_named(arm):
             for of_sequence in tasks.values():
                 loaded.trainer.check(
                     of_sequence,
-                    distributions[arm.name],
+                    for_run(rates[arm.name]),
                     strategies[arm.name],
                     configuration.seeds[0],
                 )
@@ -246,20 +266,31 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
         loaded.tokenizer,
         loaded.texts,
         configuration.arms,
+        loaded.given,
     )
-    check_inputs(folder, inputs, bool(records))
-    _warn_of_lost_logits(folder, records)
-    claim(configuration, folder, inputs)
     return Comparison(
-        configuration,
-        folder,
-        loaded.trainer,
-        tasks,
-        distributions,
-        strategies,
-        {n: text.source for f in shifted.values() for n, text in f.texts.items()},
-        {name: found.label_table() for name, found in shifted.items()},
+        configuration, folder, loaded.trainer, tasks, rates, strategies, shifted, inputs
     )
+
+
+def _reported(first: TaskData, rates: Mapping[str, Rates]) -> TaskData:
+    """Returns the first task with the validation examples that no search has used.
+
+    A search on a loaded model takes its rewards from half of them.
+    """
+    if first.given is None:
+        return first
+    provenance = [d.provenance for of_arm in rates.values() for d in of_arm]
+    if examples_digest(first) not in json.dumps(provenance, default=str):
+        return first
+    rest = validation_half(first, 1)
+    print(
+        f"lrdist: '{printable(first.name)}' is reported on {len(rest.validation):,} of "
+        f"its {len(first.validation):,} validation examples: an arm's rates were "
+        "searched with rewards on the others.",
+        file=sys.stderr,
+    )
+    return rest
 
 
 _FREE = ("data.cache", "data.download", "seeds", "search", "measures", "report")
@@ -308,53 +339,3 @@ def _warn_of_lost_logits(folder: Path, records: Sequence[Mapping[str, Any]]) -> 
             f"of: {'; '.join(lost)}",
             file=sys.stderr,
         )
-
-
-def arm_distribution(
-    arm: ArmSettings, given: Distribution | None, scheme: Scheme
-) -> Distribution:
-    """Returns the learning rates of an arm on the model's scheme.
-
-    Raises:
-        ValueError: If its distribution is of another scheme and is not to be resampled,
-            or a rate is too large.
-    """
-    if given is None:
-        rate = arm.rate or 0.0
-        return (
-            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme)
-        )
-    if given.scheme != scheme:
-        if not arm.resample:
-            raise InputError(
-                f"Arm '{arm.name}': the distribution '{arm.distribution}' is of the "
-                f"scheme {given.scheme}, the model of {scheme}; set resample = true to "
-                "fit it to the model."
-            )
-        given = given.resample(scheme)
-    rates = given if arm.rescale is None else given.rescaled(arm.rescale)
-    if rates.reference_rate > LARGEST_RATE:
-        raise InputError(
-            f"Arm '{arm.name}': learning rates must be at most {LARGEST_RATE:g}. "
-            f"Received: {rates.reference_rate:g}"
-        )
-    return rates
-
-
-def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
-    matrix = run.accuracy
-    return {
-        "tasks": tasks,
-        **{name: getattr(metrics, name)(matrix) for name in METRICS},
-        "learned": metrics.learned(matrix, run.majority_rates, run.examples),
-        "diverged": run.diverged,
-        "accuracy": matrix.tolist(),
-        "majority_rates": run.majority_rates.tolist(),
-        "examples": run.examples.tolist(),
-        "curves": {name: asdict(curve) for name, curve in run.curves.items()},
-        "seconds": round(run.seconds, 3),
-        "training_seconds": round(run.training_seconds, 3),
-        "compile_seconds": round(run.compile_seconds, 3),
-        "examples_per_second": round(run.examples_per_second, 2),
-        "compilations": run.compilations,
-    }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from lrdist_keras._storage import digest, digest_of_file, write_text
 from lrdist_keras.config import ArmSettings, Configuration
@@ -14,6 +15,7 @@ from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tokenizer import Tokenizer
 from lrdist_keras.distribution import get
 from lrdist_keras.errors import InputError
+from lrdist_keras.laboratory.arms import files_of
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.strict_json import parse_json
 
@@ -39,6 +41,7 @@ def inputs_of(
     tokenizer: Tokenizer,
     tasks: Mapping[str, Task],
     arms: Iterable[ArmSettings] = (),
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Input]:
     """Returns the inputs of a comparison or a search, by what they are.
 
@@ -48,6 +51,7 @@ def inputs_of(
         tokenizer: Its tokenizer.
         tasks: The tasks, as their sources have them.
         arms: The arms whose distributions and texts count.
+        given: Digests of the models that have learned a task already, by its name.
 
     Raises:
         OSError: If a file is gone.
@@ -63,12 +67,19 @@ def inputs_of(
             source = getattr(settings, split, None) or settings.train or task.source
             content = digest(*task.class_names, *_columns(data), data.labels)
             found[f"{split} examples of '{name}'"] = Input(source, content)
+    for name, content in given.items():
+        source = configuration.task(name).trained or name
+        found[f"trained model of '{name}'"] = Input(source, content)
+    if configuration.first is not None:
+        for name in files_of(configuration.first):
+            rates = json.dumps(get(name).to_json()["rates"])
+            found["learning rates of [first]"] = Input(name, digest(rates))
     for arm in arms:
-        if arm.distribution is not None:
-            rates = json.dumps(get(arm.distribution).to_json()["rates"])
-            found[f"learning rates of arm '{arm.name}'"] = Input(
-                arm.distribution, digest(rates)
-            )
+        for i, name in enumerate(files_of(arm), start=1):
+            rates = json.dumps(get(name).to_json()["rates"])
+            of_task = f", task {i}" if isinstance(arm.distribution, list) else ""
+            what = f"learning rates of arm '{arm.name}'{of_task}"
+            found[what] = Input(name, digest(rates))
         for file in arm.strategy.files:
             path = Path(configuration.data.dir) / file
             text = digest_of_file(path)

@@ -24,6 +24,7 @@ from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tokenizer import Tokenizer, encode, load_tokenizer
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory.cluster_cache import cached_cluster_shift
+from lrdist_keras.laboratory.given import with_given
 from lrdist_keras.laboratory.task_data import (
     check_domain,
     check_texts,
@@ -37,6 +38,7 @@ from lrdist_keras.laboratory.task_data import (
 from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import Encoder, find_preset, load_encoder
 from lrdist_keras.models.layer_features import FeatureReader
+from lrdist_keras.models.pooler import load_pooled
 from lrdist_keras.printable import printable
 from lrdist_keras.training.compiler import keep_programs
 from lrdist_keras.training.mlm_fisher import (
@@ -96,6 +98,15 @@ class Loaded:
         )
         return replace(self, tasks=data, texts=texts)
 
+    @property
+    def given(self) -> dict[str, str]:
+        """Digests of the models that have learned a task already, by its name."""
+        return {
+            name: task.given.digest
+            for name, task in self.tasks.items()
+            if task.given is not None
+        }
+
     def label_table(self) -> list[LabelShares]:
         """Returns the label distributions, and how far from that of the first task."""
         tasks = list(self.tasks.values())
@@ -150,7 +161,8 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     print_warnings(findings)
     training = configuration.training
     model = configuration.model
-    encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
+    load_one = load_pooled if model.pooler else load_encoder
+    encoder = load_one(preset, model.dropout, resolve_here(model.precision))
     tokenizer = load_tokenizer(preset, encoder.rows("token"))
     if (most := encoder.max_length) is not None and training.max_length > most:
         raise InputError(
@@ -167,6 +179,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
         configuration.model.rounding,
         configuration.compat,
     )
+    tasks = with_given(configuration, tasks, texts, encoder, tokenizer)
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
 
 

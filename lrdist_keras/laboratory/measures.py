@@ -97,6 +97,8 @@ class Measures:
         """
         sequential = len(tasks) > 1 and strategy.trains_a_sequence
         settings = self.settings if sequential else _NOTHING
+        if not len(tasks[0].train):  # a probe is fitted on training examples
+            settings = settings.model_copy(update={"probe": False})
         return Measurement(self, settings, sequence, tasks, seed)
 
     def sample(self, task: TaskData) -> Encoded:

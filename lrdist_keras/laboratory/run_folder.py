@@ -69,7 +69,7 @@ def check_folder(
             "another with --out."
         )
     try:
-        old = _leaves(parse_json(path.read_bytes()))
+        old = _leaves(_of_this_version(parse_json(path.read_bytes())))
     except InputError as error:
         raise InputError(
             f"{path} is damaged: {error}. Name another folder with --out, or write the "
@@ -87,6 +87,14 @@ def check_folder(
             f"The folder '{folder}' belongs to another configuration; name another "
             f"with --out, or remove it. What differs: {', '.join(differing)}"
         )
+
+
+def _of_this_version(content: Any) -> Any:
+    """Returns a configuration with the keys that later versions have, at default."""
+    try:
+        return json.loads(Configuration.model_validate(content).model_dump_json())
+    except ValidationError:
+        return content
 
 
 def read_configuration(folder: Path) -> Configuration:

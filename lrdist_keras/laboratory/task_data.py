@@ -8,17 +8,25 @@ from dataclasses import replace
 
 import numpy as np
 
+from lrdist_keras._storage import digest
 from lrdist_keras.config import Configuration, SequenceSettings
 from lrdist_keras.data.batches import take
 from lrdist_keras.data.checks import check_tasks
 from lrdist_keras.data.findings import Finding
-from lrdist_keras.data.sampling import class_sizes, search_slice, shortage
+from lrdist_keras.data.sampling import (
+    class_sizes,
+    search_slice,
+    shortage,
+    stratified,
+)
 from lrdist_keras.data.shifts import Part, check_parts, length_shift
 from lrdist_keras.data.splits import Split, Task
 from lrdist_keras.data.tasks import as_bytes_literals, load_task
 from lrdist_keras.data.tokenizer import Tokenizer, encode, uncut_lengths
 from lrdist_keras.errors import InputError
+from lrdist_keras.models.trained import trained_class_names
 from lrdist_keras.printable import printable
+from lrdist_keras.settings import TaskSettings
 from lrdist_keras.training.run import TaskData
 
 _MOST_ROWS = 5  # that a warning before training names
@@ -36,7 +44,8 @@ def load_texts(configuration: Configuration, names: Collection[str]) -> dict[str
     for settings in configuration.tasks:
         if settings.name in names:
             try:
-                texts[settings.name] = load_task(settings, configuration.data)
+                named = with_class_names(settings)
+                texts[settings.name] = load_task(named, configuration.data)
             except InputError as error:
                 errors.append(error)
     if len(errors) == 1:
@@ -47,6 +56,26 @@ def load_texts(configuration: Configuration, names: Collection[str]) -> dict[str
             + " ".join(f"({i}) {error}" for i, error in enumerate(errors, start=1))
         )
     return texts
+
+
+def with_class_names(settings: TaskSettings) -> TaskSettings:
+    """Returns settings that name the classes of a task without a training file.
+
+    They are those of the model that has learned it.
+
+    Raises:
+        InputError: If neither the settings nor the model say what they are.
+    """
+    if settings.source != "files" or settings.train or settings.class_names:
+        return settings
+    names = trained_class_names(settings.trained or "", settings.name)
+    if names is None:
+        raise InputError(
+            f"Task '{printable(settings.name)}': without `train` the classes must be "
+            "said, and the model of `trained` does not name them; list them in "
+            "`class_names`, in the order of the model's outputs."
+        )
+    return settings.model_copy(update={"class_names": list(names)})
 
 
 def check_texts(
@@ -198,7 +227,9 @@ def with_search_slices(
 ) -> list[TaskData]:
     """Returns tasks with a slice of their training examples in place of validation.
 
-    Rewards of a search are taken on it, and nothing is trained on it.
+    Rewards of a search are taken on it, and nothing is trained on it. A model that has
+    learned a task already may have seen all its training examples: of such a task it is
+    a half of the validation examples, see `validation_half`.
 
     Args:
         configuration: The search.
@@ -210,6 +241,9 @@ def with_search_slices(
     """
     sliced, problems = [], []
     for name, task in tasks.items():
+        if task.given is not None:
+            sliced.append(validation_half(task, 0))
+            continue
         train = texts[name].splits["train"]
         rng = np.random.default_rng(0)
         count = configuration.search.slice_examples
@@ -224,6 +258,25 @@ def with_search_slices(
     if problems:
         raise InputError("; ".join(problems))
     return sliced
+
+
+def validation_half(task: TaskData, half: int) -> TaskData:
+    """Returns a task with a half of its validation examples, stratified and fixed.
+
+    Args:
+        task: The task.
+        half: 0 for what a search takes its rewards on, 1 for the others, which reports
+            are of.
+    """
+    labels = task.validation.labels
+    first = stratified(labels, len(labels) // 2, np.random.default_rng(0))
+    rest = np.setdiff1d(np.arange(len(labels)), first)
+    return replace(task, validation=take(task.validation, rest if half else first))
+
+
+def examples_digest(task: TaskData) -> str:
+    """Returns a SHA-256 of a task's validation examples, with their labels."""
+    return digest(task.validation.digest, np.asarray(task.validation.labels))
 
 
 def _slice_problem(

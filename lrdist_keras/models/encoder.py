@@ -113,6 +113,11 @@ class Encoder:
         rows = jnp.arange(output.shape[0])
         return output[rows, last].astype(jnp.float32), new_state
 
+    @property
+    def unpooled(self) -> Encoder:
+        """The encoder without a pooler."""
+        return self
+
     def whole(self, weights: Sequence[Any]) -> Sequence[Any]:
         """Returns the weights of the pretrained model that these amount to: these."""
         return weights
@@ -168,14 +173,23 @@ def load_encoder(
         ValueError: If the preset cannot be had, is no text encoder, or holds weights
             that are not finite.
     """
-    import keras
+    encoder = encoder_of(load_backbone(preset, dropout, precision), preset, precision)
+    tell_unused_head(preset)
+    return encoder
 
+
+def load_backbone(preset: str, dropout: float, precision: str) -> Any:
+    """Returns the Keras model that KerasHub makes of a preset, see `load_encoder`.
+
+    Raises:
+        ValueError: If it cannot be had.
+    """
     files = PresetFiles(preset)
     if files.local:
         check_folder(Path(preset))
         files.json("config.json"), files.tensor_names()  # what is damaged shows at once
     try:
-        backbone = _tensorflow.keras_hub().models.Backbone.from_preset(
+        return _tensorflow.keras_hub().models.Backbone.from_preset(
             preset, dropout=dropout, dtype=backbone_policy(precision)
         )
     except Exception as error:  # hubs raise errors of their own, of many classes
@@ -185,6 +199,21 @@ def load_encoder(
             "preset is a local folder, a package:// folder, or a KerasHub name, which "
             "needs the internet the first time."
         ) from error
+
+
+def encoder_of(backbone: Any, preset: str, precision: str) -> Encoder:
+    """Returns a backbone as an encoder.
+
+    Args:
+        backbone: What `load_backbone` returns.
+        preset: Where it is from, for errors.
+        precision: See `Encoder`.
+
+    Raises:
+        ValueError: If it is no text encoder, or holds weights that are not finite.
+    """
+    import keras
+
     output = backbone.output
     if isinstance(output, dict):
         output = output.get("sequence_output")
@@ -203,8 +232,6 @@ def load_encoder(
             f"model.preset: '{preset}' holds weights that are not finite, so that it "
             f"cannot be trained; get it again. They are in: {listed(damaged)}"
         )
-    if note := _unused_head(files):
-        _say_once(note)
     return Encoder(
         model=model,
         family=type(backbone).__name__,
@@ -214,6 +241,17 @@ def load_encoder(
         max_length=getattr(backbone, "max_sequence_length", None),
         precision=precision,
     )
+
+
+def tell_unused_head(preset: str, pooled: bool = False) -> None:
+    """Says on stderr, once, what of a classifier is not used.
+
+    Args:
+        preset: The preset.
+        pooled: Whether its pooler is.
+    """
+    if note := _unused_head(PresetFiles(preset), pooled):
+        _say_once(note)
 
 
 def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -226,7 +264,7 @@ def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndar
     return [kernel, np.zeros(classes, np.float32)]
 
 
-def _unused_head(files: PresetFiles) -> str:
+def _unused_head(files: PresetFiles, pooled: bool) -> str:
     """Returns a line on what a classifier has above its encoder; empty for others."""
     kinds: Any = (files.json("config.json") or {}).get("architectures")
     tensors = []
@@ -239,13 +277,19 @@ def _unused_head(files: PresetFiles) -> str:
     if kind is None and not heads:
         return ""
     poolers = {".".join(x[: x.index("pooler") + 1]) for x in tensors if "pooler" in x}
+    if pooled:
+        poolers = set()
     parts = [f"`{name}.*`" for name in [*sorted(heads), *sorted(poolers)]]
     listed = ", ".join(parts)
     return (
         f"model.preset: '{files.preset}' is a classifier"
-        f"{f' ({kind})' if kind else ''}. Its head and its pooler are not used"
+        f"{f' ({kind})' if kind else ''}. Its head {_unused(pooled)} not used"
         f"{f' ({listed})' if listed else ''}; each task gets a new head."
     )
+
+
+def _unused(pooled: bool) -> str:
+    return "is" if pooled else "and its pooler are"
 
 
 @cache

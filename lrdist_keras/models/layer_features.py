@@ -35,7 +35,7 @@ class FeatureReader:
         self.encoder = encoder
         self.max_length = max_length
         self.batch_size = batch_size
-        stacked, self._positions = _stacked_layers(encoder)
+        stacked, self._positions = _stacked_layers(encoder.unpooled)
 
         def last(weights: list, inputs: dict) -> Any:
             return encoder.features(weights, encoder.state, inputs, training=False)[0]

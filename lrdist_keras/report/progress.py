@@ -100,7 +100,16 @@ def _progress(above: Sequence[Any] = ()) -> Any:
     )
 
 
-def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
+def run_training(prepared: Any) -> Any:
+    """Trains and saves one model under a progress bar; returns the run."""
+    with _progress() as progress:
+        bar = progress.add_task("training", total=prepared.steps)
+        return prepared.run(lambda n: progress.advance(bar, n))
+
+
+def run_comparison(
+    prepared: Any, pending: list, keep: Any = None
+) -> list[dict[str, Any]]:
     """Does the runs under a progress bar, with a line for each that is finished."""
     progress = _progress()
     total = sum(prepared.steps(sequence, arm) for sequence, arm, _ in pending)
@@ -137,7 +146,7 @@ def run_comparison(prepared: Any, pending: list) -> list[dict[str, Any]]:
                 flush=True,
             )
 
-        return prepared.run(started, lambda n: progress.advance(bar, n), finished)
+        return prepared.run(started, lambda n: progress.advance(bar, n), finished, keep)
 
 
 def _fate(record: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import loading, metrics
+from lrdist_keras.laboratory.arms import first_rates, named_distributions
 from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
-from lrdist_keras.laboratory.task_data import with_search_slices
+from lrdist_keras.laboratory.task_data import examples_digest, with_search_slices
 from lrdist_keras.search.brackets import succeeded
 from lrdist_keras.search.oracle import (
     SEED,
@@ -38,6 +40,7 @@ from lrdist_keras.search.trials import (
 )
 from lrdist_keras.search.tuner import PROJECT, Tuner
 from lrdist_keras.training.run import Observer, TaskData
+from lrdist_keras.training.shared_results import SharedResults
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.strategies.plain import Plain
 from lrdist_keras.training.trainer import SequentialTrainer
@@ -61,6 +64,8 @@ class Search:
         oracle: Says what to try.
         strategy: What trials train with.
         arm: Where it is from, if from an arm.
+        halved: Digests of all validation examples of the tasks whose rewards are taken
+            on half of them, by name.
     """
 
     configuration: Configuration
@@ -70,6 +75,7 @@ class Search:
     oracle: BayesianHyperbandOracle
     strategy: Strategy = _PLAIN
     arm: ArmSettings | None = None
+    halved: Mapping[str, str] = field(default_factory=dict)
 
     def evaluate(
         self,
@@ -100,9 +106,12 @@ class Search:
         if STRENGTH in values:
             strategy = strategy.model_copy(update={STRENGTH: values[STRENGTH]})
         seed = self.configuration.search.seed + seed
+        # With [first] all trials of a seed share the training of the first task.
+        shared = SharedResults(self.folder / "shared", trainings=1)
+        observer = Observer(on_steps, shared=shared if self._shares else None)
         with loading.errors_named(self.arm) if self.arm else nullcontext():
             run = self.trainer.run(
-                self.tasks, distribution, strategy, seed, budget, Observer(on_steps)
+                self.tasks, distribution, strategy, seed, budget, observer
             )
         found = {name: getattr(metrics, name)(run.accuracy) for name in _COLUMNS}
         if "early_stopping_first_task" in self.configuration.compat and budget < 1:
@@ -136,6 +145,11 @@ class Search:
 
         with locked(self.folder):
             Tuner(self.oracle, evaluate, self.folder, on_start, on_end).search()
+            shutil.rmtree(self.folder / "shared", ignore_errors=True)
+
+    @property
+    def _shares(self) -> bool:
+        return self.tasks[0].shared_rates is not None
 
     def serve(self, address: str, on_end: Callable[[], Any] = lambda: None) -> None:
         """Answers workers elsewhere until the search is done, see `distributed.serve`.
@@ -213,6 +227,8 @@ class Search:
         }
         arm, compat = self.configuration.search_arm, self.configuration.compat
         conditions: dict[str, Any] = {}
+        if self.halved:
+            conditions["rewards_on_half_of"] = dict(self.halved)
         if arm is not None:
             conditions["strategy"] = arm.strategy.name
         if compat:
@@ -327,13 +343,19 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
         whole.tokenizer,
         whole.texts,
         [arm] if arm else [],
+        whole.given,
     )
     check_inputs(folder, inputs, state.is_file())
-    loaded = whole.shifted(sequence)
+    loaded, halved = whole.shifted(sequence), {}
     if "report_on_tuning_split" in configuration.compat:
         tasks = list(loaded.tasks.values())
     else:
         tasks = with_search_slices(configuration, loaded.tasks, loaded.texts)
+        halved = {n: examples_digest(loaded.tasks[n]) for n in loaded.given}
+    if (first := configuration.first) is not None:
+        given = named_distributions(configuration.model_copy(update={"arms": []}))
+        shared = first_rates(first, given, loaded.trainer.scheme)
+        tasks[0] = replace(tasks[0], shared_rates=shared)
     strategy = loading.arm_strategy(configuration, arm, loaded) if arm else _PLAIN
     with loading.errors_named(arm) if arm else nullcontext():
         loaded.trainer.check(
@@ -349,7 +371,9 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Sea
     with locked(folder):
         save_configuration(folder, content)
         save_inputs(folder, inputs)
-    return Search(configuration, folder, loaded.trainer, tasks, oracle, strategy, arm)
+    return Search(
+        configuration, folder, loaded.trainer, tasks, oracle, strategy, arm, halved
+    )
 
 
 def _fingerprint(configuration: Configuration, inputs: Mapping[str, Input]) -> str:

@@ -16,8 +16,28 @@ from lrdist_keras.training.carried_moments import CarriedMoments
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import Stage, TrainingSet
-from lrdist_keras.training.run import Purpose, TaskData, generator, training_subset
+from lrdist_keras.training.run import (
+    GivenModel,
+    Purpose,
+    TaskData,
+    generator,
+    training_subset,
+)
+from lrdist_keras.training.shared_results import SharedResults
 from lrdist_keras.training.token_rows import room_of
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """An evaluation of a task's validation examples, and what it was of.
+
+    Nothing changes the lists of weights and heads: later ones are other lists.
+    """
+
+    weights: Weights
+    head: Weights
+    logits: np.ndarray
+    features: np.ndarray
 
 
 @dataclass
@@ -31,6 +51,8 @@ class Course:
         budget: Share of its steps that every task is trained for.
         evaluator: The evaluator of the encoder that is trained.
         carries_moments: Whether Adam's moments go on from task to task.
+        frozen: Names of groups that are not trained.
+        shared: Where results lie that other runs need too, None where none does.
         subsets: Training examples of each task.
         weights: The encoder's weights as they are now; none before `restart`.
         heads: Kernel and bias of each task, as they are now.
@@ -45,15 +67,20 @@ class Course:
     budget: float
     evaluator: Evaluator
     carries_moments: bool
+    frozen: tuple[str, ...] = ()
+    shared: SharedResults | None = None
     subsets: list[Encoded] = field(init=False)
     weights: Weights = field(init=False)
     heads: list[Weights] = field(init=False)
     model_state: list[Any] = field(init=False)
     moments: CarriedMoments | None = field(init=False)
     rows: int | None = field(init=False)
+    _seen: dict[int, _Evaluation] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         tasks, seed, encoder = self.tasks, self.seed, self.evaluator.step.encoder
+        if (rates := tasks[0].shared_rates) is not None:
+            self.rates = [rates, *self.rates[1:]]
         self.subsets = [training_subset(t, seed, i) for i, t in enumerate(tasks)]
         self.heads = [
             copied(new_head(task.classes, encoder.width, self.rng(Purpose.HEAD, i)))
@@ -71,6 +98,25 @@ class Course:
         self.weights = copied(weights)
         self.moments = CarriedMoments() if self.carries_moments else None
 
+    def take_given(self, given: GivenModel) -> None:
+        """Goes on from a model that has learned the first task."""
+        self.weights, self.heads[0] = copied(given.weights), copied(given.head)
+
+    def budget_of(self, task: int) -> float:
+        """Returns the share of its steps that a task is trained for."""
+        whole = task == 0 and self.tasks[0].shared_rates is not None
+        return 1.0 if whole else self.budget
+
+    def frozen_in(self, task: int) -> tuple[str, ...]:
+        """Returns the groups that are not trained in the training of a task."""
+        shared = task == 0 and self.tasks[0].shared_rates is not None
+        return () if shared else self.frozen
+
+    @property
+    def own_rates(self) -> Sequence[Distribution]:
+        """The learning rates of the tasks that the run's strategy trains."""
+        return self.rates[1:] if self.tasks[0].is_begun else self.rates
+
     def copied_weights(self) -> Weights:
         """Returns copies of the weights, which later steps leave alone."""
         return copied(self.weights)
@@ -79,10 +125,50 @@ class Course:
         """Returns the logits of a task's head on all examples, as the model is now."""
         return self.evaluator.evaluate(data, self.weights, self.heads[task])[0]
 
+    def validation(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits and features of a task's validation examples, as of now.
+
+        What was asked for before, of the same weights and head, is not computed again.
+        """
+        if (known := self.known_validation(task)) is None:
+            data, head = self.tasks[task].validation, self.heads[task]
+            known = self.evaluator.evaluate(data, self.weights, head)
+            self.note_validation(task, *known)
+        return known
+
+    def known_validation(self, task: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns what `validation` would, if it is known; else None."""
+        seen = self._seen.get(task)
+        if seen is None or seen.weights is not self.weights:
+            return None
+        return (seen.logits, seen.features) if seen.head is self.heads[task] else None
+
+    def note_validation(
+        self, task: int, logits: np.ndarray, features: np.ndarray
+    ) -> None:
+        """Keeps an evaluation of the weights and the head as they are now."""
+        now = self.weights, self.heads[task]
+        self._seen[task] = _Evaluation(*now, logits, features)
+
     def fisher(self, task: int) -> Weights:
         """Returns the Fisher of the weights now, on the training examples of a task."""
-        data = self.subsets[task]
-        return self.evaluator.fisher(data, self.weights, self.heads[task])
+        data, head = self.subsets[task], self.heads[task]
+
+        def make() -> dict[str, np.ndarray]:
+            found = self.evaluator.fisher(data, self.weights, head)
+            return {f"fisher_{k}": np.asarray(f) for k, f in enumerate(found)}
+
+        if self.shared is None or not self.shared.fishers:
+            return self.evaluator.fisher(data, self.weights, head)
+        arrays = map(np.asarray, [*self.weights, *head])
+        depends_on: tuple[str | np.ndarray, ...] = (
+            *self.evaluator.identity,
+            data.digest,
+            np.asarray(data.labels),
+            *arrays,
+        )
+        found = self.shared.get("fisher", depends_on, make)
+        return copied([found[f"fisher_{k}"] for k in range(len(self.weights))])
 
     def plain(self, task: int) -> Stage:
         """Returns the training of a task on its examples alone, without more."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lrdist_keras import __version__
 from lrdist_keras.data.batches import (
     Encoded,
     evaluation_batches,
@@ -35,6 +36,14 @@ class Evaluator:
     def __init__(self, step: Step, compiler: Compiler) -> None:
         self.step = step
         self.compiler = compiler
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What results depend on beside weights, heads and examples, as texts."""
+        step = self.step
+        settings = step.settings.model_dump_json()
+        compat = ",".join(sorted(step.compat))
+        return __version__, step.encoder.digest, settings, compat
 
     def evaluate(
         self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]

@@ -83,6 +83,7 @@ def pretraining_fisher(
         ValueError: If there are fewer than two texts, or the model is not one of masked
             language modelling.
     """
+    pooled, encoder = encoder, encoder.unpooled
     paths = [v.path for v in encoder.model.trainable_variables]
     tied = [i for i, p in enumerate(paths) if p.endswith("token_embedding/embeddings")]
     if mask_id is None or len(tied) != 1 or encoder.last_token:
@@ -104,9 +105,10 @@ def pretraining_fisher(
     head = model.fit(take(texts, order[held_out:]), max_length)
     accuracy = model.accuracy(head, take(texts, order[:held_out]), max_length)
     chosen = take(texts, order[held_out:][:examples])
-    return PretrainingFisher(
-        model.fisher(head, chosen, max_length), accuracy, len(chosen)
-    )
+    found = model.fisher(head, chosen, max_length)
+    # A pooler stands above the states that masked tokens are told from.
+    above = [jnp.zeros_like(w) for w in pooled.weights[len(found) :]]
+    return PretrainingFisher([*found, *above], accuracy, len(chosen))
 
 
 def cached_pretraining_fisher(

@@ -15,6 +15,7 @@ from lrdist_keras.distribution import Distribution
 from lrdist_keras.settings import TrainingSettings
 
 if TYPE_CHECKING:  # strategies plan trainings before JAX is there
+    from lrdist_keras.training.frozen_groups import FrozenGroups
     from lrdist_keras.training.penalties import (
         AnnealedPull,
         Distillation,
@@ -35,12 +36,14 @@ class Terms(NamedTuple):
         distillation: The distillation term of learning without forgetting.
         head_steps: For moments that go on from task to task: the steps done before on
             each active head, float32, shape [heads]. Adam corrects its bias by them.
+        frozen: The groups that are not trained; None for none of them.
     """
 
     penalty: QuadraticPenalty | None = None
     pull: AnnealedPull | None = None
     distillation: Distillation | None = None
     head_steps: Any = None
+    frozen: FrozenGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,18 @@ class Stage:
     probe: bool = False
     stops: Callable[[int], set[int]] = _no_stops
     at_stop: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+
+    def is_plain_of(self, task: int) -> bool:
+        """Whether it is a training of a task on its labels alone, without more."""
+        examples = self.examples
+        return (
+            self.active == (task,)
+            and examples.head is None
+            and not examples.teacher
+            and all(term is None for term in self.terms)
+            and not self.probe
+            and self.at_stop is None
+        )
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from lrdist_keras._storage import digest
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
+from lrdist_keras.distribution import Distribution
+from lrdist_keras.training.shared_results import SharedResults
 
 
 class Purpose(IntEnum):
@@ -32,6 +36,26 @@ def generator(seed: int, purpose: Purpose, task: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
+class GivenModel:
+    """A model that has learned a task already.
+
+    Args:
+        source: Where it is from.
+        weights: In the order of `Encoder.weights`.
+        head: Kernel, shape [width, classes], and bias, shape [classes].
+    """
+
+    source: str
+    weights: list[np.ndarray]
+    head: list[np.ndarray]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its numbers."""
+        return digest(*self.weights, *self.head)
+
+
+@dataclass(frozen=True)
 class TaskData:
     """A task, encoded, with what its training needs.
 
@@ -43,6 +67,10 @@ class TaskData:
         train_examples: Size of the stratified subset that a run trains on, drawn by the
             run's seed; None for all.
         epochs: Passes over that subset.
+        given: For the first task: a model that has learned it, which is loaded in place
+            of a training.
+        shared_rates: For the first task: learning rates of a plain training of full
+            length that begins every run, whatever the strategy.
     """
 
     name: str
@@ -51,6 +79,13 @@ class TaskData:
     classes: int
     train_examples: int | None
     epochs: int
+    given: GivenModel | None = None
+    shared_rates: Distribution | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether no strategy trains it: it is given, or its training is shared."""
+        return self.given is not None or self.shared_rates is not None
 
     @property
     def size(self) -> int:
@@ -80,10 +115,12 @@ class Observer:
         after_task: Called after each training with the number of its task, the weights
             in the order of `Encoder.weights`, and kernel and bias of each task's head.
             Later steps take over the memory of these arrays: copy what is to be kept.
+        shared: Where results lie that other runs need too, None where none does.
     """
 
     on_steps: Callable[[int], None] = _nothing
     after_task: Callable[[int, list, list], None] = _nothing
+    shared: SharedResults | None = None
 
 
 @dataclass(frozen=True)

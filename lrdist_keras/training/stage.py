@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.settings import Fault, TrainingSettings
-from lrdist_keras.training.course import Course
+from lrdist_keras.training.course import Course, copied
 from lrdist_keras.training.evaluation import Evaluator
+from lrdist_keras.training.frozen_groups import FrozenGroups
 from lrdist_keras.training.plan import Part, Plan, Stage, Terms
 from lrdist_keras.training.run import (
     Curve,
@@ -30,10 +32,17 @@ from lrdist_keras.training.token_rows import UsedRows, held_rows
 
 @dataclass
 class Journal:
-    """What is noted while a run goes on."""
+    """What is noted while a run goes on.
+
+    Args:
+        observer: Who is told.
+        accuracy: The accuracy matrix, as far as it is known.
+        ends: Whether the model is evaluated as the training that runs leaves it.
+    """
 
     observer: Observer
     accuracy: np.ndarray
+    ends: bool = True
     curves: dict[str, Curve] = field(default_factory=dict)
     logits: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     features: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
@@ -53,7 +62,7 @@ class _Training:
         table: All of them, before it.
         total: Its steps.
         curve: What is noted of earlier tasks.
-        samples: The examples to evaluate, by number of the earlier task.
+        samples: Which validation examples to evaluate, by number of the earlier task.
         points: Steps after which they are.
     """
 
@@ -62,7 +71,7 @@ class _Training:
     table: Any
     total: int
     curve: Curve
-    samples: dict[int, Encoded]
+    samples: dict[int, np.ndarray]
     points: set[int]
 
 
@@ -89,13 +98,67 @@ class StageTrainer:
         earlier: list[int],
         journal: Journal,
     ) -> Curve:
-        """Does one training; returns accuracies on the earlier tasks meanwhile."""
+        """Does one training; returns accuracies on the earlier tasks meanwhile.
+
+        One that other runs need too is taken from where one of them left it.
+        """
+        shared = course.shared
+        plain = stage.is_plain_of(i) and course.moments is None
+        if shared is None or i >= shared.trainings or not plain:
+            return self._train(course, i, stage, earlier, journal)
+        names = [course.tasks[j].name for j in earlier]
+        made: list[Curve] = []
+
+        def make() -> Mapping[str, np.ndarray]:
+            made.append(self._train(course, i, stage, earlier, journal))
+            if journal.ends:
+                course.validation(i)
+            return _arrays_of(course, i, made[0], names, journal.diverged)
+
+        depends_on = self._what_it_depends_on(course, i, stage, earlier)
+        found = shared.get("training", depends_on, make)
+        if made:
+            return made[0]
+        examples, epochs = len(stage.examples), course.tasks[i].epochs
+        journal.observer.on_steps(
+            steps_of(self.settings, examples, epochs, course.budget_of(i))
+        )
+        journal.diverged = journal.diverged or bool(found["diverged"])
+        return _put(course, i, found, names)
+
+    def _what_it_depends_on(
+        self, course: Course, i: int, stage: Stage, earlier: list[int]
+    ) -> tuple[str | np.ndarray, ...]:
+        """Returns all that a plain training and its curve depend on."""
+        rates, examples = stage.rates, stage.examples.encoded
+        numbers = [course.seed, i, course.tasks[i].epochs, course.budget_of(i)]
+        tasks = [course.tasks[j] for j in (*earlier, i)]
+        heads = [array for j in (*earlier, i) for array in course.heads[j]]
+        return (
+            *self.evaluator.identity,
+            json.dumps([*numbers, course.rows, rates.rates, course.frozen_in(i)]),
+            examples.digest,
+            np.asarray(examples.labels),
+            *(task.validation.digest for task in tasks),
+            *(np.asarray(task.validation.labels) for task in tasks),
+            *map(np.asarray, [*course.weights, *course.model_state, *heads]),
+        )
+
+    def _train(
+        self,
+        course: Course,
+        i: int,
+        stage: Stage,
+        earlier: list[int],
+        journal: Journal,
+    ) -> Curve:
         shuffles = "no_shuffling" not in self.compat
         rng = course.rng(Purpose.ORDER, i) if shuffles else None
         training = self._begin(course, i, stage, earlier)
         examples = stage.examples.narrowed(training.held)
         plan = Plan(examples, self.settings, course.tasks[i].epochs, rng)
-        state, terms = self._first_state(course, training)
+        frozen = () if stage.probe else course.frozen_in(i)
+        state, terms = self._first_state(course, training, frozen)
         function = self.step.probe_steps if stage.probe else self.step.train_steps
         peak, total = np.float32(stage.rates.reference_rate), np.float32(training.total)
         clock = Clock(np.int32(0), np.float32(0), total, peak)
@@ -103,15 +166,16 @@ class StageTrainer:
             self.compiler.prefetch(function, state, batches, clock, terms)
         self._prefetch_evaluations(course, i, training)
         done, averages = 0, stage.stops(training.total)
-        state = self._stop(course, training, state, done)
+        state = self._stop(course, training, state, done, journal)
         for part in plan.parts(training.total, training.points | averages):
             now = clock._replace(steps=np.int32(part.steps), done=np.float32(done))
             given = (state, part.batches, now, terms)
             state = self._timed(function, given, part, journal)
             done += part.steps
             journal.observer.on_steps(part.steps)
-            state = self._stop(course, training, state, done)
-        self._take(course, training, state)
+            state = self._stop(course, training, state, done, journal)
+        if done not in training.points:
+            self._take(course, training, state)
         # A moment that overflowed stays infinite, and its weight would never move.
         trained = (state.weights, state.heads, state.optimizer)
         journal.diverged = journal.diverged or not all_finite(trained)
@@ -124,9 +188,8 @@ class StageTrainer:
     ) -> _Training:
         """Returns what a training goes by."""
         settings, tasks = self.settings, course.tasks
-        total = steps_of(
-            self.settings, len(stage.examples), tasks[i].epochs, course.budget
-        )
+        budget = course.budget_of(i)
+        total = steps_of(self.settings, len(stage.examples), tasks[i].epochs, budget)
         points = settings.curve_points if earlier else 0
         rows = None if self._moves_all(stage.terms) else course.rows
         held = held_rows(self.step.encoder, stage.examples.encoded, rows)
@@ -144,25 +207,31 @@ class StageTrainer:
         )
 
     def _first_state(
-        self, course: Course, training: _Training
+        self, course: Course, training: _Training, frozen: tuple[str, ...]
     ) -> tuple[TrainState, Terms]:
         """Returns the state before the first step, and the terms of all."""
         stage = training.stage
+        terms = stage.terms
+        if frozen:
+            terms = terms._replace(frozen=FrozenGroups(frozen))
         heads = [course.heads[j] for j in stage.active]
         weights = training.held.take(course.weights)
-        multipliers = stage.rates.multipliers
+        multipliers = stage.rates.multipliers | dict.fromkeys(frozen, 0.0)
         state = self.step.begin(weights, heads, course.model_state, multipliers)
         if (moments := course.moments) is None:
-            return state, stage.terms
+            return state, terms
         steps = moments.head_steps(stage.active)
         carried = moments.put(state.optimizer, stage.active)
-        return replace(state, optimizer=carried), stage.terms._replace(head_steps=steps)
+        return replace(state, optimizer=carried), terms._replace(head_steps=steps)
 
     def _prefetch_evaluations(
         self, course: Course, i: int, training: _Training
     ) -> None:
         sets = [(task.validation, j) for j, task in enumerate(course.tasks[: i + 1])]
-        sets += [(sample, j) for j, sample in training.samples.items()]
+        sets += [
+            (take(course.tasks[j].validation, rows), j)
+            for j, rows in training.samples.items()
+        ]
         for data, j in sets:
             self.evaluator.prefetch(data, course.weights, course.heads[j])
 
@@ -178,7 +247,12 @@ class StageTrainer:
         return state
 
     def _stop(
-        self, course: Course, training: _Training, state: TrainState, done: int
+        self,
+        course: Course,
+        training: _Training,
+        state: TrainState,
+        done: int,
+        journal: Journal,
     ) -> TrainState:
         """Averages and evaluates, where that is due after so many steps."""
         stage = training.stage
@@ -187,12 +261,33 @@ class StageTrainer:
             weights = training.held.take(stage.at_stop(whole))
             state = replace(state, weights=weights)
         if done in training.points:
-            self._take(course, training, state)
+            if done:
+                self._take(course, training, state)
+            # At its end all examples are evaluated next, unless the weights move first.
+            ends = journal.ends and done == training.total
             training.curve.steps.append(done)
-            for j, sample in training.samples.items():
-                found = accuracy_of(course.logits(sample, j), sample.labels)
+            for j, rows in training.samples.items():
+                logits = self._logits_of(course, j, rows, ends)
+                labels = course.tasks[j].validation.labels[rows]
+                found = accuracy_of(logits, labels)
                 training.curve.accuracy[course.tasks[j].name].append(found)
         return state
+
+    def _logits_of(
+        self, course: Course, j: int, rows: np.ndarray, of_all: bool
+    ) -> np.ndarray:
+        """Returns the logits of some validation examples of a task, as of now.
+
+        Args:
+            course: The run.
+            j: Number of the task.
+            rows: The examples.
+            of_all: Whether those of all examples will be asked for anyway.
+        """
+        known = course.validation(j) if of_all else course.known_validation(j)
+        if known is not None:
+            return known[0][rows]
+        return course.logits(take(course.tasks[j].validation, rows), j)
 
     def _take(self, course: Course, training: _Training, state: TrainState) -> None:
         """Puts the weights, heads and state of a training into their place."""
@@ -210,11 +305,51 @@ class StageTrainer:
             or terms.pull is not None
         )
 
-    def _sample(self, data: Encoded) -> Encoded:
-        """Returns the examples that curves are taken on."""
+    def _sample(self, data: Encoded) -> np.ndarray:
+        """Returns the numbers of the examples that curves are taken on."""
         count = min(self.settings.curve_examples, len(data))
         rng = generator(0, Purpose.CURVE, 0)
-        return take(data, stratified(data.labels, count, rng))
+        return stratified(data.labels, count, rng)
+
+
+def _arrays_of(
+    course: Course, i: int, curve: Curve, earlier: Sequence[str], diverged: bool
+) -> Mapping[str, np.ndarray]:
+    """Returns what a training of task i left, for other runs."""
+    lists = {
+        "weight": course.weights,
+        "head": course.heads[i],
+        "state": course.model_state,
+        "curve": [curve.accuracy[name] for name in earlier],
+    }
+    arrays = {
+        f"{name}_{k}": np.asarray(value)
+        for name, values in lists.items()
+        for k, value in enumerate(values)
+    }
+    known = dict(
+        zip(("logits", "features"), course.known_validation(i) or (), strict=False)
+    )
+    steps = {"steps": np.asarray(curve.steps), "diverged": np.asarray(diverged)}
+    return {**arrays, **known, **steps}
+
+
+def _put(
+    course: Course, i: int, found: Mapping[str, np.ndarray], earlier: Sequence[str]
+) -> Curve:
+    """Puts what a training of task i left into its place; returns its curve."""
+
+    def values(name: str) -> list[np.ndarray]:
+        count = sum(key.startswith(f"{name}_") for key in found)
+        return [found[f"{name}_{k}"] for k in range(count)]
+
+    course.weights, course.heads[i] = copied(values("weight")), copied(values("head"))
+    course.model_state = copied(values("state"))
+    if "logits" in found:
+        logits, features = (np.array(found[x]) for x in ("logits", "features"))
+        course.note_validation(i, logits, features)
+    curves = [curve.tolist() for curve in values("curve")]
+    return Curve(found["steps"].tolist(), dict(zip(earlier, curves, strict=True)))
 
 
 def steps_of(

@@ -90,6 +90,7 @@ class Step:
         self.encoder = encoder
         self.settings = settings
         self.groups = groups
+        self.compat = compat
         self._softmax_first = "softmax_before_loss" in compat
         self.optimizers = Optimizers(encoder, settings, groups)
         paths = [v.path for v in encoder.model.trainable_variables]
@@ -239,8 +240,11 @@ class Step:
             terms: What it has beside the mean of -log p(label).
         """
         weights, heads = model
+        if terms.frozen is not None:
+            groups = [list(self.groups)[i] for i in self._group_of]
+            weights = terms.frozen.stopped(weights, groups)
         features, new = self.encoder.features(weights, model_state, batch, True)
-        return self._loss_of(features, model, batch, terms), new
+        return self._loss_of(features, (weights, heads), batch, terms), new
 
     def probe_loss(
         self, model: tuple[list, list], model_state: list, batch: dict, terms: Terms

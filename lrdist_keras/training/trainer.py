@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,20 @@ from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.printable import printable
 from lrdist_keras.settings import Fault, TrainingSettings
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.penalties import Weights
-from lrdist_keras.training.run import Observer, Run, TaskData, accuracy_of
+from lrdist_keras.training.plan import Stage, Visit
+from lrdist_keras.training.run import (
+    GivenModel,
+    Observer,
+    Run,
+    TaskData,
+    accuracy_of,
+)
 from lrdist_keras.training.stage import Journal, StageTrainer, steps_of
 from lrdist_keras.training.step import Step
 from lrdist_keras.training.strategies.base import Strategy
@@ -65,7 +74,7 @@ class SequentialTrainer:
         self.step = Step(encoder, settings, self.groups, compat)
         self.evaluator = Evaluator(self.step, self.compiler)
         self.stages = StageTrainer(self.evaluator, compat)
-        self._adapted: dict[Strategy, SequentialTrainer] = {}
+        self._adapted: dict[tuple, SequentialTrainer] = {}
 
     def group_table(self, classes: Sequence[int]) -> list[tuple[str, int, int]]:
         """Returns (group, variables, parameters), with a head for each task."""
@@ -99,8 +108,9 @@ class SequentialTrainer:
             strategy: What it is trained with.
         """
         return sum(
-            steps_of(self.settings, examples, tasks[visit.task].epochs, budget)
-            for visit in strategy.plan(tasks)
+            steps_of(self.settings, examples, tasks[visit.task].epochs, share)
+            for visit in _plan(strategy, tasks)
+            for share in [1.0 if tasks[visit.task].is_begun else budget]
             for examples in visit.examples
         )
 
@@ -132,9 +142,8 @@ class SequentialTrainer:
             ValueError: If a distribution is of another scheme, or if the model or the
                 data do not allow the strategy.
         """
-        trainer = self._of(strategy)
-        course = trainer._course(tasks, rates, seed, budget)
-        strategy.check(course)
+        trainer, course = self._begun(tasks, rates, strategy, seed, budget)
+        course.shared = observer.shared
         course.restart(trainer.encoder.weights)
         try:
             return trainer._follow(course, strategy, observer)
@@ -151,7 +160,32 @@ class SequentialTrainer:
         seed: int,
     ) -> None:
         """Raises what `run` would raise for the same arguments; trains nothing."""
-        strategy.check(self._of(strategy)._course(tasks, rates, seed, 1.0))
+        self._begun(tasks, rates, strategy, seed, 1.0)
+
+    def _begun(
+        self,
+        tasks: Sequence[TaskData],
+        rates: Distribution | Sequence[Distribution],
+        strategy: Strategy,
+        seed: int,
+        budget: float,
+    ) -> tuple[SequentialTrainer, Course]:
+        """Returns what trains a run, and the run before its begin, checked."""
+        _check_begin(tasks, strategy)
+        trainer = self._of(strategy, tasks)
+        trainer._check_frozen(strategy.frozen)
+        course = trainer._course(tasks, rates, seed, budget)
+        course.frozen = strategy.frozen
+        strategy.check(course)
+        return trainer, course
+
+    def _check_frozen(self, names: Collection[str]) -> None:
+        known = [name for name in self.groups if name != "head"]
+        if wrong := [name for name in names if name not in known]:
+            raise InputError(
+                f"`frozen` may hold groups of the encoder: {', '.join(known)}. "
+                f"Received: {', '.join(map(printable, wrong))}"
+            )
 
     def _course(
         self,
@@ -193,20 +227,26 @@ class SequentialTrainer:
         """Returns the diagonal Fisher of the weights, see `Evaluator.fisher`."""
         return self.evaluator.fisher(data, weights, head)
 
-    def _of(self, strategy: Strategy) -> SequentialTrainer:
+    def _of(self, strategy: Strategy, tasks: Sequence[TaskData]) -> SequentialTrainer:
         """Returns the trainer of the encoder that a strategy trains."""
         if not strategy.adapts_the_encoder:
             return self
-        if strategy not in self._adapted:
-            self._adapted[strategy] = SequentialTrainer(
-                strategy.encoder(self.encoder),
+        given = tasks[0].given
+        key = strategy, None if given is None else given.digest
+        if key not in self._adapted:
+            # Adapters of a given model change that model, not the pretrained one.
+            encoder = self.encoder
+            if given is not None:
+                encoder = replace(encoder, weights=given.weights)
+            self._adapted[key] = SequentialTrainer(
+                strategy.encoder(encoder),
                 self.settings,
                 self.scheme.encoder_groups,
                 self.scheme.rounding,
                 self.compat,
                 self.compiler,
             )
-        return self._adapted[strategy]
+        return self._adapted[key]
 
     def _follow(self, course: Course, strategy: Strategy, observer: Observer) -> Run:
         """The loop over the tasks."""
@@ -214,12 +254,15 @@ class SequentialTrainer:
         journal = Journal(observer, np.full((count, count), np.nan))
         waited, compilations = compiler.seconds, compiler.compilations
         memory = strategy.begin(course)
-        for visit in strategy.plan(tasks):
+        for visit in _plan(strategy, tasks):
             i = visit.task
             if visit.anew:
                 course.restart(self.encoder.weights)
             earlier = list(range(i)) if strategy.trains_a_sequence else []
-            for stage in strategy.stages(course, i, memory):
+            if (given := tasks[i].given) is not None:
+                self._take_given(course, given, strategy)
+            for stage, is_last in self._stages(course, i, strategy, memory):
+                journal.ends = is_last and not strategy.moves_after_training
                 journal.curves[tasks[i].name] = self.stages.train(
                     course, i, stage, earlier, journal
                 )
@@ -250,6 +293,25 @@ class SequentialTrainer:
             compilations=compiler.compilations - compilations,
         )
 
+    def _take_given(
+        self, course: Course, given: GivenModel, strategy: Strategy
+    ) -> None:
+        """Goes on from a given model, which adapters have in their encoder already."""
+        weights = course.weights if strategy.adapts_the_encoder else given.weights
+        course.take_given(replace(given, weights=list(weights)))
+
+    def _stages(
+        self, course: Course, i: int, strategy: Strategy, memory: Any
+    ) -> Iterator[tuple[Stage, bool]]:
+        """Yields the trainings of a task, and whether each is the last one."""
+        task = course.tasks[i]
+        if task.given is not None:
+            return
+        shared = task.shared_rates is not None
+        stages = [course.plain(i)] if shared else strategy.stages(course, i, memory)
+        for k, stage in enumerate(stages, start=1):
+            yield stage, k == len(stages)
+
     def _evaluate_all(
         self, course: Course, i: int, again: bool, journal: Journal
     ) -> None:
@@ -257,9 +319,7 @@ class SequentialTrainer:
         last = len(course.tasks) - 1
         for j, task in enumerate(course.tasks[: i + 1]):
             if again or (j, j) not in journal.logits:
-                journal.logits[i, j], seen = self.evaluator.evaluate(
-                    task.validation, course.weights, course.heads[j]
-                )
+                journal.logits[i, j], seen = course.validation(j)
             else:
                 journal.logits[i, j] = journal.logits[j, j]
                 seen = journal.features[j, j]
@@ -268,3 +328,40 @@ class SequentialTrainer:
             found = accuracy_of(journal.logits[i, j], task.validation.labels)
             journal.diverged = journal.diverged or math.isnan(found)
             journal.accuracy[i, j] = math.nan if journal.diverged else found
+
+
+def _plan(strategy: Strategy, tasks: Sequence[TaskData]) -> list[Visit]:
+    """Returns a strategy's plan, in which a task that is begun has no own trainings."""
+    plan = strategy.plan(tasks)
+    return [
+        replace(visit, examples=(() if task.given is not None else (task.size,)))
+        if (task := tasks[visit.task]).is_begun and len(plan) > 1
+        else visit
+        for visit in plan
+    ]
+
+
+def _check_begin(tasks: Sequence[TaskData], strategy: Strategy) -> None:
+    """Refuses a strategy that cannot go on from how the first task is begun.
+
+    Raises:
+        InputError: If it needs examples that are not there, or has an encoder of its
+            own.
+    """
+    first = tasks[0]
+    if any(task.is_begun for task in tasks[1:]) or (first.is_begun and len(tasks) < 2):
+        raise InputError(
+            "Only the first of several tasks may be given as a trained model, or have "
+            f"its training shared. Received: {[task.name for task in tasks]}"
+        )
+    if first.shared_rates is not None and strategy.adapts_the_encoder:
+        raise InputError(
+            f"The strategy {strategy.name} trains adapters from the first task on, so "
+            "it cannot share that of the others; leave out [first], or this arm."
+        )
+    if not len(first.train) and strategy.needs_earlier_examples:
+        raise InputError(
+            f"The strategy {strategy.name} needs the training examples of "
+            f"'{printable(first.name)}'; give the task `train`, or choose another "
+            "strategy."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -34,8 +34,15 @@ class WiseFt(Strategy):
             is best on training examples of the tasks so far.
     """
 
+    trains_plainly: ClassVar[bool] = True
+    moves_after_training: ClassVar[bool] = True
     strategy: Literal["wise_ft"] = "wise_ft"
     alpha: Share | Literal["training"] = 0.5
+
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether `alpha` is chosen on training examples of the tasks so far."""
+        return self.alpha == "training"
 
     def after_task(self, course: Course, task: int, memory: Any) -> list[Any]:
         """Averages with the remembered weights; returns the new ones."""

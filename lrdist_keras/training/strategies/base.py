@@ -29,11 +29,20 @@ class Strategy(Section):
     field `strategy: Literal["its name"]` and overrides what it does otherwise. What a
     run has to remember between tasks goes from one method to the next as `memory`: what
     `begin` or the last `after_task` returned. A task is evaluated after `after_task`.
+
+    Args:
+        frozen: Names of groups that are never trained, such as `embeddings`. What only
+            they would need is not computed.
     """
+
+    frozen: tuple[str, ...] = ()
 
     trains_a_sequence: ClassVar[bool] = True  # one task after the other, on one model
     is_plain: ClassVar[bool] = False  # whether nothing is done
     adapts_the_encoder: ClassVar[bool] = False  # whether it has its own `encoder`
+    trains_plainly: ClassVar[bool] = False  # whether all its trainings are plain's
+    estimates_fisher: ClassVar[bool] = False  # whether `course.fisher` is asked for
+    moves_after_training: ClassVar[bool] = False  # whether `after_task` moves weights
     # The most that a learning rate times `strength` may be.
     largest_rate_times_strength: ClassVar[float] = float("inf")
 
@@ -41,6 +50,11 @@ class Strategy(Section):
     def name(self) -> str:
         """What `strategy` is set to in a configuration."""
         return getattr(self, "strategy")  # noqa: B009
+
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether training examples of a task are needed after it is trained."""
+        return False
 
     @property
     def files(self) -> tuple[str, ...]:

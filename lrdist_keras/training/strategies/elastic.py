@@ -39,8 +39,14 @@ class Ewc(_Penalised):
         strength: Lambda of arXiv 1612.00796, 400 in its table of Atari.
     """
 
+    estimates_fisher: ClassVar[bool] = True
     strategy: Literal["ewc"] = "ewc"
     strength: Strength = 400.0
+
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether training examples of a task are needed after it is trained."""
+        return True
 
     def after_task(
         self, course: Course, task: int, memory: QuadraticPenalty | None
@@ -61,9 +67,15 @@ class EwcOnline(_Penalised):
         fisher_decay: Gamma, the factor of the earlier Fisher.
     """
 
+    estimates_fisher: ClassVar[bool] = True
     strategy: Literal["ewc_online"] = "ewc_online"
     strength: Strength = 400.0
     fisher_decay: Share = 0.95
+
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether training examples of a task are needed after it is trained."""
+        return True
 
     def after_task(
         self, course: Course, task: int, memory: QuadraticPenalty | None
@@ -176,7 +188,7 @@ class RecAdam(Strategy):
         Raises:
             Overshoot: If their product is above 1.
         """
-        largest = max(rates.reference_rate for rates in course.rates)
+        largest = max(rates.reference_rate for rates in course.own_rates)
         if (factor := largest * self.strength) > self.largest_rate_times_strength:
             raise Overshoot(
                 "largest learning rate x `strength` must be at most 1, or the pull of "

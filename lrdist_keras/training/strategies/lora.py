@@ -32,13 +32,13 @@ class Lora(Strategy):
         Raises:
             ValueError: If it has no projections that can take them.
         """
-        from lrdist_keras.models.lora import with_lora
+        from lrdist_keras.models.pooler import adapted
 
-        return with_lora(pretrained, self.rank)
+        return adapted(pretrained, self.rank)
 
     def begin(self, course: Course) -> None:
         """Draws new adapters."""
-        from lrdist_keras.models.lora import new_adapters
+        from lrdist_keras.models.pooler import drawn_adapters
 
         rng = course.rng(Purpose.ADAPTERS)
-        course.restart(new_adapters(course.evaluator.step.encoder, rng))
+        course.restart(drawn_adapters(course.evaluator.step.encoder, rng))

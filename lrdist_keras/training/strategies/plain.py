@@ -19,6 +19,7 @@ class Plain(Strategy):
 
     strategy: Literal["plain"] = "plain"
     is_plain: ClassVar[bool] = True
+    trains_plainly: ClassVar[bool] = True
 
 
 class Joint(Strategy):
@@ -26,6 +27,11 @@ class Joint(Strategy):
 
     strategy: Literal["joint"] = "joint"
     trains_a_sequence: ClassVar[bool] = False
+
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether training examples of a task are needed after it is trained."""
+        return True
 
     def plan(self, tasks: Sequence[TaskData]) -> list[Visit]:
         """Returns one training, of all examples, when the last task has its turn."""

@@ -30,6 +30,11 @@ class Replay(Strategy):
     strategy: Literal["replay"] = "replay"
     examples_per_class: int = Field(default=10, ge=1)
 
+    @property
+    def needs_earlier_examples(self) -> bool:
+        """Whether training examples of a task are needed after it is trained."""
+        return True
+
     def plan(self, tasks: Sequence[TaskData]) -> list[Visit]:
         """Returns a training of each task, with what is kept of those before."""
         kept = [self.examples_per_class * task.classes for task in tasks]
