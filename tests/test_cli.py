@@ -10,13 +10,22 @@ import time
 
 import pytest
 from record_cases import record, write_runs
+from typer.testing import CliRunner
 
+from lrdist_keras.cli import app
 from lrdist_keras.distribution import Distribution, kenneweg2022
 
 LRDIST = [sys.executable, "-c", "from lrdist_keras.cli import main; main()"]
 
 
 def lrdist(*arguments, prefix=()):
+    """Runs the command as it is typed; in this process where it trains nothing."""
+    if not prefix and arguments[0] in ("show", "groups", "combine"):
+        given = list(map(str, arguments))
+        environment = {"COLUMNS": "100", "NO_COLOR": "1"}
+        result = CliRunner().invoke(app, given, env=environment)
+        output = result.stdout, result.stderr
+        return subprocess.CompletedProcess(given, result.exit_code, *output)
     return subprocess.run(
         [*prefix, *LRDIST, *map(str, arguments)],
         capture_output=True,
@@ -172,7 +181,8 @@ def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path
     assert shown.returncode == 0 and "2/2" in shown.stdout and "7/7" not in shown.stdout
 
 
-def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
+@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_again_and_again_it_ends_with_the_same_table(config, tmp_path, times):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     arms = 'arms=[{name="fast", rate=1e-2}, {name="slow", rate=1e-4}]'
     command = ["compare", str(config), "--set", arms, "--out"]
@@ -181,7 +191,7 @@ def test_killed_five_times_it_ends_with_the_same_table(config, tmp_path):
     assert result.returncode == 0, result.stderr
     whole = time.monotonic() - start
     moments = random.Random(0)
-    for _ in range(5):
+    for _ in range(times):
         process = subprocess.Popen(
             [*LRDIST, *command, str(killed)],
             stdout=subprocess.DEVNULL,
@@ -201,9 +211,17 @@ def test_what_is_wrong_in_a_configuration(config, tmp_path, toml, tables):
     def error(*overrides, text=toml):
         config.write_text(text)
         arguments = [part for o in overrides for part in ("--set", o)]
-        out = tmp_path / f"out{random.random()}"
-        return refused("compare", config, "--out", out, *arguments)
+        command = ["compare", str(config), "--out", str(tmp_path / "out"), *arguments]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2 and not (tmp_path / "out").exists(), result.output
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("lrdist: error:")
+        return line
 
+    # Once as it is typed, then in this process, which has loaded the libraries.
+    assert "training.epochs" in refused(
+        "compare", config, "--out", tmp_path / "out", "--set", "training.epochs=many"
+    )
     assert "'training.epoch' (did you mean 'epochs'?)" in error("training.epoch=1")
     assert "'training.epochs'" in error("training.epochs=many")
     assert "arms.0.rate" in error("arms.0.rate=0")

@@ -103,9 +103,20 @@ def test_every_task_is_there():
     assert len(TASKS) * len(INNER) == 55
 
 
+# Every task and every optimizer in the suite; the other pairs by `make test-slow`.
+PAIRS = [
+    pytest.param(
+        name,
+        inner,
+        marks=[] if inner == INNER[i % len(INNER)] else [pytest.mark.slow],
+    )
+    for i, name in enumerate(TASKS)
+    for inner in INNER
+]
+
+
 @pytest.mark.filterwarnings("ignore:.*compile.*was not called as part of:UserWarning")
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("name", "inner"), PAIRS)
 def test_a_trained_task_loads_again(tmp_path, name, inner):
     """11 tasks x 5 optimizers, each loaded in 4 ways on each backend."""
     model = compile_layerwise(make(name), inner)
