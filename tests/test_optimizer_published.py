@@ -30,9 +30,7 @@ FILES = sorted(FOLDER.glob("*_test.py"))
 # Test -> why what it asserts cannot hold for what stands around an optimizer.
 EXCEPTIONS = {
     "SGDTest.test_single_step": "counts the variables: there is one more",
-    "MuonTest.test_muon_weight_decay": "calls a private method before `build`",
     "MuonTest.test_adamw_weight_decay": "calls a private method before `build`",
-    "OptimizerTest.test_setting_lr_to_callable_untracks_lr_var": "counts them",
     "OptimizerTest.test_optimizer_auto_naming": "expects the name of the inner class",
     "OptimizerTest.test_get_method": "expects an instance of the inner class",
     "MultiOptimizerTest.test_serialization": "expects the name of the inner class",
