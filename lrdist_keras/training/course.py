@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,13 @@ from lrdist_keras.training.carried_moments import CarriedMoments
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import Stage, TrainingSet
-from lrdist_keras.training.run import Purpose, TaskData, generator, training_subset
+from lrdist_keras.training.run import (
+    Purpose,
+    Rates,
+    TaskData,
+    generator,
+    training_subset,
+)
 from lrdist_keras.training.token_rows import room_of
 
 
@@ -26,11 +33,12 @@ class Course:
 
     Args:
         tasks: Its tasks.
-        rates: Learning rates of each task.
+        planned: Learning rates of each task, or what they follow from.
         seed: What everything random follows from.
         budget: Share of its steps that every task is trained for.
         evaluator: The evaluator of the encoder that is trained.
         carries_moments: Whether Adam's moments go on from task to task.
+        rates: Learning rates by number of the task, of those that are known by now.
         subsets: Training examples of each task.
         weights: The encoder's weights as they are now; none before `restart`.
         heads: Kernel and bias of each task, as they are now.
@@ -40,11 +48,12 @@ class Course:
     """
 
     tasks: Sequence[TaskData]
-    rates: Sequence[Distribution]
+    planned: Sequence[Rates]
     seed: int
     budget: float
     evaluator: Evaluator
     carries_moments: bool
+    rates: dict[int, Distribution] = field(init=False)
     subsets: list[Encoded] = field(init=False)
     weights: Weights = field(init=False)
     heads: list[Weights] = field(init=False)
@@ -54,6 +63,11 @@ class Course:
 
     def __post_init__(self) -> None:
         tasks, seed, encoder = self.tasks, self.seed, self.evaluator.step.encoder
+        self.rates = {
+            i: rates
+            for i, rates in enumerate(self.planned)
+            if isinstance(rates, Distribution)
+        }
         self.subsets = [training_subset(t, seed, i) for i, t in enumerate(tasks)]
         self.heads = [
             copied(new_head(task.classes, encoder.width, self.rng(Purpose.HEAD, i)))
@@ -83,6 +97,24 @@ class Course:
         """Returns the Fisher of the weights now, on the training examples of a task."""
         data = self.subsets[task]
         return self.evaluator.fisher(data, self.weights, self.heads[task])
+
+    def gradient(self, task: int) -> Weights:
+        """Returns the gradient of a task's mean loss, on its training examples."""
+        data = self.subsets[task]
+        return self.evaluator.gradient(data, self.weights, self.heads[task])
+
+    def aside(self) -> Course:
+        """Returns a course from here that leaves this one as it is.
+
+        Where moments go on from task to task, it begins without them.
+        """
+        other = copy.copy(self)
+        other.rates = dict(self.rates)
+        other.weights = self.copied_weights()
+        other.heads = [copied(head) for head in self.heads]
+        other.model_state = copied(self.model_state)
+        other.moments = None
+        return other
 
     def plain(self, task: int) -> Stage:
         """Returns the training of a task on its examples alone, without more."""

@@ -11,6 +11,11 @@ import numpy as np
 
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
+from lrdist_keras.distribution import Distribution
+from lrdist_keras.fisher import FisherRates
+
+# What is said of a task's learning rates: they, or what they will follow from.
+Rates = Distribution | FisherRates
 
 
 class Purpose(IntEnum):
@@ -114,6 +119,7 @@ class Run:
             shape [examples, classes], in the order of the validation examples.
         features: What the heads saw there, float32, shape [examples, width], of each
             task after its own training and after the last one.
+        rates: Learning rates of each task, as they were given or found.
         diverged: Whether a number stopped being finite in training: a weight, one of
             the optimizer's moments, or a logit.
         seconds: Wall-clock time of the run.
@@ -131,6 +137,7 @@ class Run:
     curves: dict[str, Curve]
     logits: dict[tuple[int, int], np.ndarray]
     features: dict[tuple[int, int], np.ndarray]
+    rates: tuple[Distribution, ...]
     diverged: bool
     seconds: float
     training_seconds: float

@@ -176,7 +176,7 @@ class RecAdam(Strategy):
         Raises:
             Overshoot: If their product is above 1.
         """
-        largest = max(rates.reference_rate for rates in course.rates)
+        largest = max(rates.reference_rate for rates in course.planned)
         if (factor := largest * self.strength) > self.largest_rate_times_strength:
             raise Overshoot(
                 "largest learning rate x `strength` must be at most 1, or the pull of "
