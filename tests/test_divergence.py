@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lrdist_keras import cli, config
 from lrdist_keras.distribution import flat
-from lrdist_keras.laboratory import comparison, drift, metrics
+from lrdist_keras.laboratory import arm_rates, comparison, drift, metrics
 from lrdist_keras.laboratory.statistics import compare_arms
 from lrdist_keras.laboratory.summaries import summarize
 from lrdist_keras.models.encoder import load_encoder
@@ -138,4 +138,4 @@ def test_rates_in_a_file_have_the_limits_of_the_configuration():
     rates = flat(1e4)
     arm = config.ArmSettings(name="x", distribution="d.json")
     with pytest.raises(ValueError, match="Arm 'x'.*at most 1000. Received: 10000"):
-        comparison.arm_distribution(arm, rates, rates.scheme)
+        arm_rates.arm_distribution(arm, rates, rates.scheme)

@@ -14,10 +14,10 @@ from lrdist_keras import machine
 from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
-from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.distribution import Distribution, get
 from lrdist_keras.errors import InputError
-from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading, measures, metrics
+from lrdist_keras.laboratory.arm_rates import arm_distribution, rates_of_tasks
 from lrdist_keras.laboratory.inputs import Input, check_inputs, inputs_of, save_inputs
 from lrdist_keras.laboratory.measures import Measures
 from lrdist_keras.laboratory.metrics import METRICS
@@ -32,7 +32,6 @@ from lrdist_keras.laboratory.records import (
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
 from lrdist_keras.laboratory.statistics import NoStatistics, Statistics, compare_arms
 from lrdist_keras.laboratory.summaries import FURTHER, summarize
-from lrdist_keras.settings import LARGEST_RATE
 from lrdist_keras.strict_json import finite_or_none
 from lrdist_keras.training.run import Observer, Run, TaskData
 from lrdist_keras.training.strategies.base import Strategy
@@ -48,7 +47,8 @@ class Comparison:
         folder: Where the results lie.
         trainer: Trains sequences on the encoder.
         tasks: What each sequence trains one after the other, by name of the sequence.
-        distributions: Learning rates by name of the arm, on the trainer's scheme.
+        distributions: Learning rates by name of the arm, on the trainer's scheme; of an
+            arm with `rates_from` those of the first task.
         strategies: What is done against forgetting, by name of the arm.
         sources: Where the tasks come from, by name of the task.
         labels: Label distributions of its tasks, by name of the sequence.
@@ -104,14 +104,18 @@ class Comparison:
             for sequence, arm, seed in self.pending():
                 on_start(sequence, arm, seed)
                 tasks = self.tasks[sequence.name]
-                rates = self.distributions[arm.name]
+                rates = rates_of_tasks(arm, self.distributions[arm.name], len(tasks))
                 strategy = self.strategies[arm.name]
                 measurement = measured.begin(sequence.name, tasks, strategy, seed)
                 observer = Observer(on_steps, measurement.after_task)
-                run = self.trainer.run(tasks, rates, strategy, seed, observer=observer)
+                with loading.errors_named(arm):
+                    run = self.trainer.run(
+                        tasks, rates, strategy, seed, observer=observer
+                    )
                 record = finite_or_none(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
                     | _record(run, [task.name for task in tasks])
+                    | ({} if arm.rates_from is None else _rates(run))
                     | measures.of_evaluations(run, tasks, self.sources, strategy)
                     | measurement.record(run)
                 )
@@ -199,7 +203,10 @@ def paired_statistics(
     flat_rates = {
         arm.name: arm.rate
         for arm in arms
-        if arm.rate is not None and arm.decay is None and arm.strategy.is_plain
+        if arm.rate is not None
+        and arm.decay is None
+        and arm.rates_from is None
+        and arm.strategy.is_plain
     }
     reference = configuration.report.reference or arms[0].name
     return compare_arms(records, reference, flat_rates)
@@ -236,7 +243,7 @@ def prepare(configuration: Configuration, folder: str | os.PathLike[str]) -> Com
             for of_sequence in tasks.values():
                 loaded.trainer.check(
                     of_sequence,
-                    distributions[arm.name],
+                    rates_of_tasks(arm, distributions[arm.name], len(of_sequence)),
                     strategies[arm.name],
                     configuration.seeds[0],
                 )
@@ -310,35 +317,8 @@ def _warn_of_lost_logits(folder: Path, records: Sequence[Mapping[str, Any]]) -> 
         )
 
 
-def arm_distribution(
-    arm: ArmSettings, given: Distribution | None, scheme: Scheme
-) -> Distribution:
-    """Returns the learning rates of an arm on the model's scheme.
-
-    Raises:
-        ValueError: If its distribution is of another scheme and is not to be resampled,
-            or a rate is too large.
-    """
-    if given is None:
-        rate = arm.rate or 0.0
-        return (
-            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme)
-        )
-    if given.scheme != scheme:
-        if not arm.resample:
-            raise InputError(
-                f"Arm '{arm.name}': the distribution '{arm.distribution}' is of the "
-                f"scheme {given.scheme}, the model of {scheme}; set resample = true to "
-                "fit it to the model."
-            )
-        given = given.resample(scheme)
-    rates = given if arm.rescale is None else given.rescaled(arm.rescale)
-    if rates.reference_rate > LARGEST_RATE:
-        raise InputError(
-            f"Arm '{arm.name}': learning rates must be at most {LARGEST_RATE:g}. "
-            f"Received: {rates.reference_rate:g}"
-        )
-    return rates
+def _rates(run: Run) -> dict[str, Any]:
+    return {"rates": [dict(distribution.rates) for distribution in run.rates]}
 
 
 def _record(run: Run, tasks: list[str]) -> dict[str, Any]:
