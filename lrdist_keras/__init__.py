@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         kenneweg2022_rounded,
         llrd,
     )
+    from lrdist_keras.fisher import fisher_rates
     from lrdist_keras.groups import PatternScheme, Scheme, transformer_groups
     from lrdist_keras.optimizer import LayerwiseOptimizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "LayerwiseOptimizer",
     "PatternScheme",
     "Scheme",
+    "fisher_rates",
     "flat",
     "kenneweg2022",
     "kenneweg2022_rounded",
@@ -37,6 +39,7 @@ _HOME = {
     "PatternScheme": "groups",
     "Scheme": "groups",
     "load_classifier": "models.text_classifier",
+    "fisher_rates": "fisher",
     "transformer_groups": "groups",
 }
 

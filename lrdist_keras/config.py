@@ -41,6 +41,7 @@ from lrdist_keras.training.strategies.every import STRATEGIES, AnyStrategy
 # Keys of strategies in files of results, where all of them stand in every arm.
 _TAG = "strategy"
 _MOST_PROBLEMS = 20  # told of a file at once
+_OF_RATES_FROM = ("rates_from", "head_rate")
 _KEYS = (
     "strength head_strength fisher_decay raw_text fisher_examples midpoint steepness "
     "probe_rate examples_per_class temperature alpha period rank"
@@ -100,7 +101,12 @@ class ArmSettings(Section):
         distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`; or
             a list of them, one for each task.
         resample: Whether a distribution of another scheme is fitted to the model's.
-        rescale: Geometric mean over groups that the distribution is brought to.
+        rescale: Geometric mean over groups that the distribution is brought to; with
+            `rates_from` that over the encoder's groups.
+        rates_from: `fisher` or, as its control, `fisher_inverse`: where the rates of
+            every task after the first come from, without a search, see
+            `lrdist_keras.fisher.fisher_rates`. `rate` is that of the first task.
+        head_rate: With `rates_from`, the learning rate of the head of a later task.
         strategy: What is done against forgetting beside the rates: `plain`, nothing;
             `frozen`, a linear probe; `lp_ft`, a probe, then fine-tuning; `ewc` with the
             Fisher of each task so far, `ewc_online` with their running sum,
@@ -118,6 +124,8 @@ class ArmSettings(Section):
     )
     resample: bool = False
     rescale: Rate | None = None
+    rates_from: Literal["fisher", "fisher_inverse"] | None = None
+    head_rate: Rate | None = None
     strategy: Annotated[AnyStrategy, BeforeValidator(_of_one_strategy)]
 
     @model_validator(mode="before")
@@ -134,6 +142,9 @@ class ArmSettings(Section):
     def _flat(self, handler: Any, info: Any) -> dict[str, Any]:
         content = handler(self)
         own = content.pop(_TAG)
+        for key in _OF_RATES_FROM:  # of arms without it files stay as they were
+            if content.get(key) is None:
+                content.pop(key, None)
         nothing = {} if info.exclude_none else dict.fromkeys(_KEYS)
         return {**content, _TAG: self.strategy.name, **nothing, **own}
 
@@ -144,7 +155,35 @@ class ArmSettings(Section):
         if self.decay is not None and self.rate is None:
             raise InputError("`decay` goes with `rate`")
         if self.distribution is None and (self.resample or self.rescale):
-            raise InputError("`resample` and `rescale` go with `distribution`")
+            if self.rates_from is None:
+                raise InputError(
+                    "`resample` and `rescale` go with `distribution`, and `rescale` "
+                    "with `rates_from` too"
+                )
+            if self.resample:
+                raise InputError("`resample` goes with `distribution`")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_from_has_what_it_needs(self) -> Self:
+        if self.rates_from is None:
+            if self.head_rate is not None:
+                raise InputError("`head_rate` goes with `rates_from`")
+            return self
+        if self.rate is None or self.decay is not None:
+            raise InputError(
+                "`rates_from` needs `rate`, that of all groups in the first task, with "
+                "neither `distribution` nor `decay`"
+            )
+        needed = {"rescale": self.rescale, "head_rate": self.head_rate}
+        if missing := [f"`{key}`" for key, value in needed.items() if value is None]:
+            raise InputError(f"`rates_from` needs {' and '.join(missing)} too")
+        if not self.strategy.trains_a_sequence:
+            raise InputError(
+                "`rates_from` follows from the tasks before, and a first task is "
+                f"required: the strategy '{self.strategy.name}' trains none after "
+                "another; take another strategy, or leave it out"
+            )
         return self
 
 
@@ -210,7 +249,8 @@ class SearchSettings(Section):
         random_share: Share of proposals that are random.
         repeats: Full runs at the end that repeat the best with other seeds.
         arm: Name of the arm whose strategy all trials train with, plain training if
-            not given. The rates are those of the trials.
+            not given. The rates are those of the trials, so that it has no
+            `rates_from`.
         strength: Smallest and largest `strength` of that strategy, which is then
             searched with the rates, log-uniformly; what the arm has is tried first.
         slice_examples: Training examples at most that rewards are taken on; nothing is
@@ -418,6 +458,20 @@ class Configuration(Section):
         return self
 
     @model_validator(mode="after")
+    def _rates_from_has_a_first_task(self) -> Self:
+        arm = next((a for a in self.arms if a.rates_from is not None), None)
+        for sequence in self.sequences:
+            divided = sequence.shift in ("length", "cluster")
+            if arm is not None and len(sequence.tasks) == 1 and not divided:
+                raise InputError(
+                    f"the arm '{arm.name}' has `rates_from`, which follows from the "
+                    "tasks before, and a first task is required; leave the arm out, or "
+                    f"add a task to the sequence. Received: '{sequence.name}', which "
+                    "has one task"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _reference_can_be_compared_with(self) -> Self:
         reference = self.report.reference
         if reference is None:
@@ -446,6 +500,12 @@ class Configuration(Section):
                 f"{nearest(search.arm, known)}"
             )
         arm = self.search_arm
+        if arm is not None and arm.rates_from is not None:
+            raise InputError(
+                "the rates of a search are those of its trials, so that search.arm "
+                "must name an arm without `rates_from`. Received: "
+                f"'{arm.name}' with rates_from = '{arm.rates_from}'"
+            )
         if arm is None or search.strength is None:
             return self
         strategy, homes = arm.strategy, _homes("strength")

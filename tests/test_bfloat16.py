@@ -27,7 +27,7 @@ from lrdist_keras.models.encoder import load_encoder, new_head
 from lrdist_keras.search import search
 from lrdist_keras.training.compiler import jitted
 from lrdist_keras.training.plan import Terms
-from lrdist_keras.training.step import Clock, FisherSum
+from lrdist_keras.training.step import Clock, WeightSum
 from lrdist_keras.training.trainer import SequentialTrainer
 
 ROUNDING = 2.0**-8  # of a number to bfloat16, relative
@@ -429,7 +429,7 @@ def batch_of(shape, classes=20):
     }
 
 
-def test_the_programs_rewrite_the_encoder_and_neither_head_nor_fisher(wide_preset):
+def test_the_programs_rewrite_the_encoder_and_no_head_fisher_or_gradient(wide_preset):
     classes = 20  # a head that would fill tiles
     encoder = load_encoder(str(wide_preset), precision="bfloat16")
     step = SequentialTrainer(encoder, TrainingSettings()).step
@@ -457,10 +457,11 @@ def test_the_programs_rewrite_the_encoder_and_neither_head_nor_fisher(wide_prese
     shallow = 4
     expected = 3 * (whole + of_one_token) - shallow, 3 * float32 + shallow
     assert found(step.train_steps, first, many, clock, Terms()) == expected
-    total = FisherSum([jnp.zeros_like(w) for w in weights])
+    total = WeightSum([jnp.zeros_like(w) for w in weights])
     given = (total, weights, head, many, np.int32(1), np.float32(1))
-    rewritten, untouched = found(step.fisher, *given)
-    assert rewritten == 0 and untouched > 0
+    for function in (step.fisher, step.gradient):
+        rewritten, untouched = found(function, *given)
+        assert rewritten == 0 and untouched > 0
 
 
 def test_gpu_and_tpu_take_the_dtype_policy_of_keras(wide_preset, monkeypatch):

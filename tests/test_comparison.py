@@ -7,10 +7,10 @@ from record_cases import record, write_runs
 
 from lrdist_keras import config
 from lrdist_keras.config import ArmSettings
-from lrdist_keras.distribution import kenneweg2022, llrd
+from lrdist_keras.distribution import flat, kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import comparison
-from lrdist_keras.laboratory.arms import arm_rates
+from lrdist_keras.laboratory.arms import arm_rates, for_run
 from lrdist_keras.laboratory.metrics import METRICS
 from lrdist_keras.laboratory.results import paired_statistics
 
@@ -199,3 +199,48 @@ def test_the_parts_of_a_task_are_trained_one_after_the_other(tmp_path, configura
     records = prepared.run(nothing, nothing, nothing)
     assert [r["tasks"] for r in records] == [names] * 3
     assert all(np.isfinite(r["reward"]) for r in records)
+
+
+def test_rates_that_were_found_stand_in_the_records(tmp_path, configuration):
+    arms = (
+        'arms=[{name="flat", rate=1e-2}, '
+        '{name="fisher", rate=1e-2, rates_from="fisher", rescale=5e-3, head_rate=2e-2},'
+        '{name="inverse", rate=1e-2, rates_from="fisher_inverse", rescale=5e-3, '
+        "head_rate=2e-2}]"
+    )
+    prepared = comparison.prepare(configuration(arms), tmp_path / "out")
+    records = prepared.run(nothing, nothing, nothing)
+    names = prepared.trainer.scheme.names
+    by_key = {(r["arm"], r["seed"]): r for r in records}
+    for seed in (0, 1):
+        assert "rates" not in by_key["flat", seed]
+        one, other = (by_key[arm, seed]["rates"] for arm in ("fisher", "inverse"))
+        assert one[0] == other[0] == dict.fromkeys(names, 1e-2)
+        # The first task is the flat arm's, and what is measured after it the same.
+        for arm in ("fisher", "inverse"):
+            assert (
+                by_key[arm, seed]["accuracy"][0] == by_key["flat", seed]["accuracy"][0]
+            )
+        assert one[1]["head"] == other[1]["head"] == 2e-2
+        for name in names[:-1]:
+            assert one[1][name] * other[1][name] == pytest.approx(5e-3**2)
+        logs = np.log([one[1][name] for name in names[:-1]])
+        assert np.exp(logs.mean()) == pytest.approx(5e-3)
+    assert by_key["fisher", 0]["rates"] != by_key["fisher", 1]["rates"]
+    prepared.save_results(records)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["runs"] == records
+    # As read from its folder; and it is no flat arm.
+    again = comparison.prepare(configuration(arms), tmp_path / "out")
+    assert not again.pending() and again.records() == records
+    assert comparison.paired_statistics(again.configuration, records).equal_p_s is None
+
+
+def test_rates_that_might_be_too_large_are_refused():
+    arm = ArmSettings(
+        name="x", rate=1e-2, rates_from="fisher", rescale=40.0, head_rate=1.0
+    )
+    first = flat(1e-2)
+    with pytest.raises(ValueError, match="above 1000.*Received: 40.*can be 1200"):
+        for_run(arm, (first,), 2)
+    assert for_run(ArmSettings(name="x", rate=1e-2), (first,), 2) is first

@@ -217,6 +217,53 @@ def test_the_faults_of_the_paper_are_named_one_by_one(write):
     ]  # fmt: skip
 
 
+FISHER = 'rates_from = "fisher"\nrescale = 1e-3\nhead_rate = 1e-2'
+FLAT = "rate = 1e-2"
+
+
+def test_rates_may_come_from_a_fisher(write):
+    arm = write(FLAT, f"{FLAT}\n{FISHER}").arms[0]
+    assert (arm.rate, arm.rescale, arm.head_rate) == (1e-2, 1e-3, 1e-2)
+    assert arm.rates_from == "fisher"
+    told = arm.model_dump()
+    assert told["rates_from"] == "fisher" and told["head_rate"] == 1e-2
+    assert config.ArmSettings.model_validate(told) == arm
+    # Files of other arms stay as they were.
+    assert not {"rates_from", "head_rate"} & set(write().arms[0].model_dump())
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (FISHER.replace("fisher", "fischer"), "'arms.0.rates_from'.*'fisher_inverse'"),
+        ('rates_from = "fisher"\nhead_rate = 1.0', "needs `rescale` too"),
+        ('rates_from = "fisher"\nrescale = 1.0', "needs `head_rate` too"),
+        ('rates_from = "fisher"', "needs `rescale` and `head_rate` too"),
+        ("head_rate = 1.0", "`head_rate` goes with `rates_from`"),
+        (f"{FISHER}\ndecay = 0.9", "`rates_from` needs `rate`.*nor `decay`"),
+        (f"{FISHER}\nresample = true", "`resample` goes with `distribution`"),
+        (f'{FISHER}\nstrategy = "joint"', "a first task is required.*'joint'"),
+        (f'{FISHER}\nstrategy = "single"', "a first task is required.*'single'"),
+    ],
+)
+def test_rates_from_a_fisher_need_what_they_need(write, lines, message):
+    with pytest.raises(ValueError, match=message):
+        write(FLAT, f"{FLAT}\n{lines}")
+
+
+def test_rates_from_a_fisher_need_a_first_task_and_no_search(write):
+    wrong = f'{FISHER}\ndistribution = "kenneweg2022"'
+    with pytest.raises(ValueError, match="`rates_from` needs `rate`"):
+        write(FLAT, wrong)
+    given = f"{FLAT}\n{FISHER}"
+    with pytest.raises(ValueError, match="a first task is required.*'first', which"):
+        write(FLAT, given, "sequences.0.tasks=['first']")
+    # The parts of one task are tasks.
+    write(FLAT, given, "sequences.0.tasks=['first']", "sequences.0.shift=length")
+    with pytest.raises(ValueError, match="without `rates_from`.*'flat' with rates_fr"):
+        write(FLAT, given, "search.arm=flat")
+
+
 def test_a_search_takes_its_strategy_from_an_arm(write):
     assert write().search_arm is None
     c = write("", "", "search.arm=ewc", "search.strength=[1, 100]")

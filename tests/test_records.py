@@ -53,6 +53,12 @@ def test_half_a_line_is_cut_off(tmp_path):
         (json.dumps(GOOD | {"examples": [100]}), "sizes that do not fit"),
         (json.dumps(GOOD | {"examples": [0, 1]}), "examples"),
         (json.dumps(GOOD | {"logits": {"file": "x"}}), "logits.sha256"),
+        (json.dumps(GOOD | {"rates": [{"head": 0.0}] * 2}), "rates.0.head"),
+        (json.dumps(GOOD | {"rates": [{"head": 1.0}]}), "rates: of 1 tasks, not 2"),
+        (
+            json.dumps(GOOD | {"rates": [{"head": 1.0}, {"tail": 1.0}]}),
+            "rates: the groups of the tasks differ",
+        ),
     ],
 )
 def test_a_damaged_line_is_named_with_what_is_wrong(tmp_path, damage, wrong):

@@ -9,7 +9,7 @@ from lrdist_keras.distribution import Distribution, flat, kenneweg2022, spread
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory.metrics import METRICS
 from lrdist_keras.laboratory.statistics import compare_arms
-from lrdist_keras.laboratory.summaries import summarize
+from lrdist_keras.laboratory.summaries import mean_rates, summarize
 from lrdist_keras.report import comparison_tables, figures, tables
 
 SCHEME = Scheme(2)
@@ -266,6 +266,45 @@ def test_longer_sequences_get_their_matrix_and_forgetting_per_task():
     assert "rte .720±.020 .820±.020 .920±.020 -".split() in rows
     assert "mrpc .620±.020 .720±.020 .820±.020 .920±.020".split() in rows
     assert "forgetting .120±.020 .130±.020 .130±.014".split() in rows
+
+
+def test_rates_that_were_found_are_shown_with_their_means():
+    def found(seed, factor, **changes):
+        given = {"embeddings": 1e-3, "head": 1e-3}
+        later = {"embeddings": factor * 1e-5, "head": 1e-2}
+        return record("fisher", seed) | {"rates": [given, later], **changes}
+
+    runs = [record(), found(0, 1.0), found(1, 4.0), found(2, 9.0, diverged=True)]
+    assert mean_rates(runs) == {
+        ("a -> b", "fisher", "b"): {
+            "embeddings": pytest.approx(2e-5),
+            "head": pytest.approx(1e-2),
+        }
+    }
+    (table,) = comparison_tables.measures_tables(runs)
+    rows = rows_of(table)
+    assert "embeddings 2.00e-05".split() in rows and "head 1.00e-02".split() in rows
+    assert "fisher on b" in text(table)
+    many = [r | {"arm": f"{r['arm']} {i}"} for i in range(5) for r in runs]
+    shown = comparison_tables.measures_tables(many)
+    assert [text(t).count("2.00e-05") for t in shown] == [4, 1]
+
+
+def test_the_picture_shows_the_rates_that_were_found(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        figures, "_draw_distributions", lambda axis, rates: drawn.append(rates)
+    )
+    given, later = flat(1e-3, SCHEME), flat(1e-4, SCHEME)
+    runs = [
+        record("flat"),
+        record("fisher") | {"rates": [dict(given.rates), dict(later.rates)]},
+    ]
+    arms = {"flat": given, "fisher": given}
+    figures.save_picture(tmp_path / "x.png", runs, arms)
+    (rates,) = drawn
+    assert rates["flat"] == given.rates
+    assert list(rates["fisher"].values()) == pytest.approx(list(later.values))
 
 
 def test_records_without_measures_have_no_tables_of_them(tmp_path):

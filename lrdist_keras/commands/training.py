@@ -61,7 +61,13 @@ def compare(
         task.name: task.classes for tasks in prepared.tasks.values() for task in tasks
     }
     groups = prepared.trainer.group_table(list(classes.values()))
-    for table in tables.group_tables(groups, prepared.distributions):
+    rates = {
+        arm.name + (" (first task)" if arm.rates_from else ""): of_arm
+        for arm, of_arm in zip(
+            configuration.arms, prepared.distributions.values(), strict=True
+        )
+    }
+    for table in tables.group_tables(groups, rates):
         console.print(table)
     console.print(tables.labels_table(prepared.labels))
     with input_errors():

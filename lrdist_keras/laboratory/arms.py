@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from lrdist_keras.config import ArmSettings, Configuration, FirstSettings
 from lrdist_keras.distribution import Distribution, flat, get, llrd
 from lrdist_keras.errors import InputError
+from lrdist_keras.fisher import FisherRates
 from lrdist_keras.groups import Scheme
 from lrdist_keras.printable import printable
 from lrdist_keras.settings import LARGEST_RATE
@@ -38,6 +39,8 @@ def arm_rates(
     arm: ArmSettings, given: Mapping[str, Distribution], scheme: Scheme
 ) -> Rates:
     """Returns the learning rates of an arm on the model's scheme.
+
+    Where an arm has `rates_from`, they are those of the first task.
 
     Args:
         arm: The arm.
@@ -120,6 +123,28 @@ def by_name(rates: Mapping[str, Rates]) -> dict[str, Distribution]:
     }
 
 
-def for_run(rates: Rates) -> Distribution | Sequence[Distribution]:
-    """Returns rates as `SequentialTrainer.run` takes them."""
-    return rates[0] if len(rates) == 1 else rates
+def for_run(
+    arm: ArmSettings, rates: Rates, tasks: int
+) -> Distribution | Sequence[Distribution | FisherRates]:
+    """Returns the learning rates of an arm as `SequentialTrainer.run` takes them.
+
+    Args:
+        arm: The arm.
+        rates: Its rates, see `arm_rates`.
+        tasks: Number of tasks of the sequence.
+
+    Raises:
+        InputError: If rates that follow from a Fisher may be too large.
+    """
+    if arm.rates_from is None:
+        return rates[0] if len(rates) == 1 else rates
+    assert arm.rescale is not None and arm.head_rate is not None  # its settings ask
+    inverse = arm.rates_from == "fisher_inverse"
+    later = FisherRates(arm.rescale, arm.head_rate, inverse=inverse)
+    if later.reference_rate > LARGEST_RATE:
+        raise InputError(
+            f"`rescale` must be so small that no rate can be above {LARGEST_RATE:g}, "
+            f"whatever is measured. Received: {arm.rescale:g}, with which one can be "
+            f"{later.reference_rate:g}"
+        )
+    return [rates[0], *[later] * (tasks - 1)]

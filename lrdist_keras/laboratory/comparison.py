@@ -34,7 +34,12 @@ from lrdist_keras.laboratory.records import (
     read_runs,
     save_logits,
 )
-from lrdist_keras.laboratory.results import ordered, record_of, save_results
+from lrdist_keras.laboratory.results import (
+    ordered,
+    rates_record,
+    record_of,
+    save_results,
+)
 from lrdist_keras.laboratory.run_folder import check_folder, locked, save_configuration
 from lrdist_keras.laboratory.saving import KeptModel, ModelKeeper, Trained
 from lrdist_keras.laboratory.sharing import Sharing
@@ -55,7 +60,8 @@ class Comparison:
         folder: Where the results lie.
         trainer: Trains sequences on the encoder.
         tasks: What each sequence trains one after the other, by name of the sequence.
-        rates: Learning rates by name of the arm, on the trainer's scheme.
+        rates: Learning rates by name of the arm, on the trainer's scheme; of an
+            arm with `rates_from` those of the first task.
         strategies: What is done against forgetting, by name of the arm.
         loaded: Model, texts and tokenizer, by name of the sequence.
         inputs: What the numbers depend on beside the configuration.
@@ -133,7 +139,7 @@ class Comparison:
                 tasks = self.tasks[sequence.name]
                 texts = self.loaded[sequence.name].texts
                 sources = {name: text.source for name, text in texts.items()}
-                rates = for_run(self.rates[arm.name])
+                rates = for_run(arm, self.rates[arm.name], len(tasks))
                 strategy = self.strategies[arm.name]
                 measurement = measured.begin(sequence.name, tasks, strategy, seed)
                 shared = sharing.of_run(sequence, arm, seed)
@@ -144,10 +150,14 @@ class Comparison:
                         one.after_task(*now)
 
                 observer = Observer(on_steps, after_task, shared)
-                run = self.trainer.run(tasks, rates, strategy, seed, observer=observer)
+                with loading.errors_named(arm):
+                    run = self.trainer.run(
+                        tasks, rates, strategy, seed, observer=observer
+                    )
                 record = finite_or_none(
                     {"sequence": sequence.name, "arm": arm.name, "seed": seed}
                     | record_of(run, [task.name for task in tasks])
+                    | ({} if arm.rates_from is None else rates_record(run))
                     | measures.of_evaluations(run, tasks, sources, strategy)
                     | measurement.record(run)
                 )
@@ -169,16 +179,13 @@ class Comparison:
         kept: KeptModel,
     ) -> Trained:
         """Returns a run that has ended, as it can be saved."""
-        tasks, rates = self.tasks[sequence.name], self.rates[arm.name]
-        of_each = list(rates) if len(rates) > 1 else list(rates) * len(tasks)
-        if (shared := tasks[0].shared_rates) is not None:
-            of_each[0] = shared
+        tasks = self.tasks[sequence.name]
         return Trained(
             self.loaded[sequence.name],
             sequence,
             arm,
             seed,
-            of_each,
+            run.rates,
             tasks,
             self.inputs,
             run,
@@ -256,7 +263,7 @@ def assembled(configuration: Configuration, folder: Path) -> Comparison:
             for of_sequence in tasks.values():
                 loaded.trainer.check(
                     of_sequence,
-                    for_run(rates[arm.name]),
+                    for_run(arm, rates[arm.name], len(of_sequence)),
                     strategies[arm.name],
                     configuration.seeds[0],
                 )

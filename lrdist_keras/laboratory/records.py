@@ -53,6 +53,7 @@ class _Record(BaseModel):
     majority_rates: list[_Share]
     examples: list[Annotated[int, Field(ge=1)]]
     logits: _Logits | None = None
+    rates: list[dict[str, Annotated[float, Field(gt=0)]]] | None = None
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -117,6 +118,11 @@ def _checked(content: Any) -> dict[str, Any]:
         len(record.majority_rates) == len(record.examples) == count
     ):
         raise InputError("accuracy, majority_rates, examples: sizes that do not fit")
+    if (rates := record.rates) is not None:
+        if len(rates) != count:
+            raise InputError(f"rates: of {len(rates)} tasks, not {count}")
+        if any(of_task.keys() != rates[0].keys() for of_task in rates):
+            raise InputError("rates: the groups of the tasks differ")
     for name in METRICS:
         follows = getattr(metrics, name)(matrix)
         stands = math.nan if content[name] is None else content[name]

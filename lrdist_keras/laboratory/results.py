@@ -54,7 +54,10 @@ def paired_statistics(
     flat_rates = {
         arm.name: arm.rate
         for arm in arms
-        if arm.rate is not None and arm.decay is None and arm.strategy.is_plain
+        if arm.rate is not None
+        and arm.decay is None
+        and arm.rates_from is None
+        and arm.strategy.is_plain
     }
     reference = configuration.report.reference or arms[0].name
     return compare_arms(records, reference, flat_rates)
@@ -127,3 +130,8 @@ def record_of(run: Run, tasks: list[str]) -> dict[str, Any]:
         "examples_per_second": round(run.examples_per_second, 2),
         "compilations": run.compilations,
     }
+
+
+def rates_record(run: Run) -> dict[str, Any]:
+    """Returns the learning rates of each task of a run, for its record."""
+    return {"rates": [dict(distribution.rates) for distribution in run.rates]}

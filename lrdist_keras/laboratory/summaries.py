@@ -88,3 +88,27 @@ def summarize(
             )
         )
     return summaries
+
+
+def mean_rates(
+    records: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Returns the learning rates that runs found, their geometric mean over the seeds.
+
+    By sequence, arm and task, of each group, for the tasks after the first. Runs whose
+    rates were all given have none, and those that diverged do not count.
+    """
+    found: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
+    for run in records:
+        if "rates" in run and not run.get("diverged", False):
+            tasks = list(zip(run["tasks"], run["rates"], strict=True))
+            for task, rates in tasks[1:]:
+                key = (run["sequence"], run["arm"], task)
+                found.setdefault(key, []).append(rates)
+    return {
+        key: {
+            group: float(np.exp(np.mean([np.log(rates[group]) for rates in runs])))
+            for group in runs[0]
+        }
+        for key, runs in found.items()
+    }

@@ -67,7 +67,7 @@ class Training:
         kept = KeptModel(len(tasks), strategy)
         run = comparison.trainer.run(
             tasks,
-            for_run(comparison.rates[arm.name]),
+            for_run(arm, comparison.rates[arm.name], len(tasks)),
             strategy,
             self.seed,
             observer=Observer(on_steps, kept.after_task),

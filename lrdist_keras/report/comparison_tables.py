@@ -13,10 +13,11 @@ from rich.text import Text
 from lrdist_keras.laboratory import metrics
 from lrdist_keras.laboratory.paired_tests import FLIPS, LEVEL, MOST_PAIRS, POWER
 from lrdist_keras.laboratory.statistics import Difference, Statistics
-from lrdist_keras.laboratory.summaries import FURTHER, summarize
+from lrdist_keras.laboratory.summaries import FURTHER, mean_rates, summarize
 from lrdist_keras.printable import printable
 from lrdist_keras.report.cells import caption, cell, empty_table, short
 
+_RATES_PER_TABLE = 4
 _METRIC_NAMES = {
     "matthews": "Matthews",
     "f1": "F1",
@@ -27,15 +28,17 @@ _METRIC_NAMES = {
 def measures_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Returns the tables of what the records hold beside the main metrics.
 
-    One over the arms, one over tasks, and for sequences of more than two tasks the
-    accuracy matrices. What no record holds, as those of older versions, is left out.
+    One over the arms, one over tasks, for sequences of more than two tasks the accuracy
+    matrices, and the learning rates that runs found. What no record holds, as those of
+    older versions, is left out.
     """
     tables = [_arms_table(records), _tasks_table(records)]
     long = {r["sequence"]: r["tasks"] for r in records if len(r.get("tasks", [])) > 2}
     for sequence, tasks in long.items():
         chosen = [r for r in records if r["sequence"] == sequence]
         tables.append(_matrices_table(sequence, tasks, chosen))
-    return [table for table in tables if table is not None]
+    found = [table for table in tables if table is not None]
+    return [*found, *_rates_tables(records)]
 
 
 def _arms_table(records: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -155,6 +158,27 @@ def _matrices_table(
         "task (2 standard errors above its majority rate)."
     )
     return table
+
+
+def _rates_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Returns the tables of rates that were found, some columns in each."""
+    found = list(mean_rates(records).items())
+    sequences = {sequence for (sequence, _, _), _ in found}
+    tables = []
+    for i in range(0, len(found), _RATES_PER_TABLE):
+        part = found[i : i + _RATES_PER_TABLE]
+        table = empty_table("Learning rates that were found")
+        table.add_column("group", no_wrap=True)
+        for (sequence, arm, task), _ in part:
+            where = f" of {sequence}" if len(sequences) > 1 else ""
+            heading = cell(f"{arm} on {task}{where}")
+            table.add_column(heading, justify="right", overflow="fold", min_width=8)
+        for group in part[0][1]:
+            table.add_row(cell(group), *(f"{rates[group]:.2e}" for _, rates in part))
+        tables.append(table)
+    if tables:
+        tables[-1].caption = "Geometric mean over the seeds, without what diverged."
+    return tables
 
 
 def _learned_tasks(record: Mapping[str, Any]) -> np.ndarray:

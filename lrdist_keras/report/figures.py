@@ -11,6 +11,7 @@ import numpy as np
 
 from lrdist_keras._storage import replacing
 from lrdist_keras.distribution import Distribution
+from lrdist_keras.laboratory.summaries import mean_rates
 from lrdist_keras.printable import printable
 from lrdist_keras.report.tables import compat_line
 from lrdist_keras.search.trials import Trials
@@ -28,8 +29,9 @@ def save_picture(
     """Draws a comparison: distributions, p_s against p_o, and the forgetting curve.
 
     One row of the three panels per sequence. Small marks are single seeds, hollow where
-    the run did not learn; large ones are means over the seeds. The title names the
-    faults that were on.
+    the run did not learn; large ones are means over the seeds. Of an arm whose runs
+    found their learning rates, the mean of those of the last task is drawn. The title
+    names the faults that were on.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,7 +43,14 @@ def save_picture(
     axes = figure.subplots(rows, 3, squeeze=False)
     for row, sequence in zip(axes, sequences, strict=True):
         runs = [record for record in records if record["sequence"] == sequence]
-        _draw_distributions(row[0], distributions)
+        found: dict[str, Mapping[str, float]] = {
+            arm: rates
+            for (_, arm, task), rates in mean_rates(runs).items()
+            if task == runs[0]["tasks"][-1]
+        }
+        _draw_distributions(
+            row[0], {arm: found.get(arm, d.rates) for arm, d in distributions.items()}
+        )
         _draw_accuracies(row[1], runs, list(distributions))
         _draw_curves(row[2], runs, list(distributions))
         row[1].set_title(_literal(sequence).replace("->", "→"))
@@ -234,15 +243,16 @@ def _title_with_faults(figure: Any, compat: Sequence[str]) -> None:
         figure.suptitle(compat_line(compat), fontsize=8)
 
 
-def _draw_distributions(axis: Any, distributions: Mapping[str, Distribution]) -> None:
-    for index, (arm, distribution) in enumerate(distributions.items()):
+def _draw_distributions(
+    axis: Any, distributions: Mapping[str, Mapping[str, float]]
+) -> None:
+    for index, (arm, rates) in enumerate(distributions.items()):
         # Arms with the same rates would hide each other.
         shift = 0.06 * (index - (len(distributions) - 1) / 2)
-        position = np.arange(len(distribution.rates)) + shift
-        axis.plot(
-            position, distribution.values, label=_literal(arm), lw=1, **_style(index)
-        )
-    names = list(next(iter(distributions.values())).rates)
+        position = np.arange(len(rates)) + shift
+        values = list(rates.values())
+        axis.plot(position, values, label=_literal(arm), lw=1, **_style(index))
+    names = list(next(iter(distributions.values())))
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yscale("log")
     axis.set_ylabel("learning rate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from lrdist_keras.training.plan import Stage, TrainingSet
 from lrdist_keras.training.run import (
     GivenModel,
     Purpose,
+    Rates,
     TaskData,
     generator,
     training_subset,
@@ -46,13 +48,14 @@ class Course:
 
     Args:
         tasks: Its tasks.
-        rates: Learning rates of each task.
+        planned: Learning rates of each task, or what they follow from.
         seed: What everything random follows from.
         budget: Share of its steps that every task is trained for.
         evaluator: The evaluator of the encoder that is trained.
         carries_moments: Whether Adam's moments go on from task to task.
         frozen: Names of groups that are not trained.
         shared: Where results lie that other runs need too, None where none does.
+        rates: Learning rates by number of the task, of those that are known by now.
         subsets: Training examples of each task.
         weights: The encoder's weights as they are now; none before `restart`.
         heads: Kernel and bias of each task, as they are now.
@@ -62,13 +65,14 @@ class Course:
     """
 
     tasks: Sequence[TaskData]
-    rates: Sequence[Distribution]
+    planned: Sequence[Rates]
     seed: int
     budget: float
     evaluator: Evaluator
     carries_moments: bool
     frozen: tuple[str, ...] = ()
     shared: SharedResults | None = None
+    rates: dict[int, Distribution] = field(init=False)
     subsets: list[Encoded] = field(init=False)
     weights: Weights = field(init=False)
     heads: list[Weights] = field(init=False)
@@ -79,8 +83,15 @@ class Course:
 
     def __post_init__(self) -> None:
         tasks, seed, encoder = self.tasks, self.seed, self.evaluator.step.encoder
-        if (rates := tasks[0].shared_rates) is not None:
-            self.rates = [rates, *self.rates[1:]]
+        planned = list(self.planned)
+        if (shared := tasks[0].shared_rates) is not None:
+            planned[0] = shared
+        self.planned = planned
+        self.rates = {
+            i: rates
+            for i, rates in enumerate(planned)
+            if isinstance(rates, Distribution)
+        }
         self.subsets = [training_subset(t, seed, i) for i, t in enumerate(tasks)]
         self.heads = [
             copied(new_head(task.classes, encoder.width, self.rng(Purpose.HEAD, i)))
@@ -113,9 +124,9 @@ class Course:
         return () if shared else self.frozen
 
     @property
-    def own_rates(self) -> Sequence[Distribution]:
-        """The learning rates of the tasks that the run's strategy trains."""
-        return self.rates[1:] if self.tasks[0].is_begun else self.rates
+    def own_rates(self) -> Sequence[Rates]:
+        """What is said of the rates of the tasks that the run's strategy trains."""
+        return self.planned[1:] if self.tasks[0].is_begun else self.planned
 
     def copied_weights(self) -> Weights:
         """Returns copies of the weights, which later steps leave alone."""
@@ -169,6 +180,24 @@ class Course:
         )
         found = self.shared.get("fisher", depends_on, make)
         return copied([found[f"fisher_{k}"] for k in range(len(self.weights))])
+
+    def gradient(self, task: int) -> Weights:
+        """Returns the gradient of a task's mean loss, on its training examples."""
+        data = self.subsets[task]
+        return self.evaluator.gradient(data, self.weights, self.heads[task])
+
+    def aside(self) -> Course:
+        """Returns a course from here that leaves this one as it is.
+
+        Where moments go on from task to task, it begins without them.
+        """
+        other = copy.copy(self)
+        other.rates = dict(self.rates)
+        other.weights = self.copied_weights()
+        other.heads = [copied(head) for head in self.heads]
+        other.model_state = copied(self.model_state)
+        other.moments, other._seen = None, {}
+        return other
 
     def plain(self, task: int) -> Stage:
         """Returns the training of a task on its examples alone, without more."""

@@ -1,8 +1,8 @@
-"""What a model makes of examples as it is: logits, features, the Fisher."""
+"""What a model makes of examples as it is: logits, features, Fisher, gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ from lrdist_keras.errors import InputError
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import lengths
-from lrdist_keras.training.step import FisherSum, Step
+from lrdist_keras.training.step import Step, WeightSum
 from lrdist_keras.training.token_rows import held_rows, room_of
 
 _FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
 
 
 class Evaluator:
-    """Runs the evaluation and the Fisher of an encoder over sets of examples.
+    """Runs evaluation, Fisher and gradient of an encoder over sets of examples.
 
     Args:
         step: Their functions.
@@ -94,28 +94,61 @@ class Evaluator:
         Raises:
             ValueError: If there is no example.
         """
+        return self._mean(self.step.fisher, _FISHER_CHUNK, data, weights, head)
+
+    def gradient(
+        self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
+    ) -> Weights:
+        """Returns the gradient of the mean of -log p(label) over these examples.
+
+        It is taken for the weights alone, without dropout, in float32. See `fisher` for
+        the arguments.
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        size = self.step.settings.batch_size
+        return self._mean(self.step.gradient, size, data, weights, head)
+
+    def _mean(
+        self,
+        function: Callable[..., WeightSum],
+        size: int,
+        data: Encoded,
+        weights: Sequence[Any],
+        head: Sequence[Any],
+    ) -> Weights:
+        """Returns what a function of `Step` adds up over all examples, their mean.
+
+        Args:
+            function: It.
+            size: Examples that it is given at a time.
+            data: The examples.
+            weights: In the order of `Encoder.weights`.
+            head: Kernel and bias.
+        """
         if not len(data):
             raise InputError(
-                "A Fisher is a mean over examples and needs at least one. Received: a "
-                "set without any"
+                "A Fisher or gradient is a mean over examples and needs at least one. "
+                "Received: a set without any"
             )
         step, settings = self.step, self.step.settings
         used = held_rows(step.encoder, data, room_of(step.encoder, [data]))
         examples, held = used.narrowed(data), used.take(weights)
-        so_far = FisherSum([jnp.zeros_like(w) for w in held])
+        so_far = WeightSum([jnp.zeros_like(w) for w in held])
         count, longest = settings.steps_per_call, settings.max_length
-        calls = list(evaluation_steps(examples, longest, _FISHER_CHUNK, count))
+        calls = list(evaluation_steps(examples, longest, size, count))
 
         def arguments(indices: np.ndarray, length: int) -> tuple:
             batches = examples.arrays(filled(indices, count), length)
             scale = np.float32(1 / len(data))
             return so_far, held, list(head), batches, np.int32(len(indices)), scale
 
-        nothing = np.zeros((0, _FISHER_CHUNK), int)
+        nothing = np.zeros((0, size), int)
         for length in lengths(calls):
-            self.compiler.prefetch(step.fisher, *arguments(nothing, length))
+            self.compiler.prefetch(function, *arguments(nothing, length))
         for call in calls:
             given = arguments(call.indices, call.length)
-            so_far = self.compiler.call(step.fisher, *given)
+            so_far = self.compiler.call(function, *given)
         # Of a token that does not occur the gradient is 0.
         return used.put(jnp.zeros_like(weights[used.position]), so_far.total)

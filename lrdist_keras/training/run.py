@@ -14,7 +14,11 @@ from lrdist_keras._storage import digest
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.distribution import Distribution
+from lrdist_keras.fisher import FisherRates
 from lrdist_keras.training.shared_results import SharedResults
+
+# What is said of a task's learning rates: they, or what they will follow from.
+Rates = Distribution | FisherRates
 
 
 class Purpose(IntEnum):
@@ -151,6 +155,7 @@ class Run:
             shape [examples, classes], in the order of the validation examples.
         features: What the heads saw there, float32, shape [examples, width], of each
             task after its own training and after the last one.
+        rates: Learning rates of each task, as they were given or found.
         diverged: Whether a number stopped being finite in training: a weight, one of
             the optimizer's moments, or a logit.
         seconds: Wall-clock time of the run.
@@ -168,6 +173,7 @@ class Run:
     curves: dict[str, Curve]
     logits: dict[tuple[int, int], np.ndarray]
     features: dict[tuple[int, int], np.ndarray]
+    rates: tuple[Distribution, ...]
     diverged: bool
     seconds: float
     training_seconds: float

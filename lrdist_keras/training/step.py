@@ -1,4 +1,4 @@
-"""The training step, the evaluation and the Fisher: pure functions of named states."""
+"""The training step, the evaluation, gradient and Fisher: pure, of named states."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class TrainState(Donated):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class FisherSum(Donated):
-    """A Fisher on its way: the sum over the examples so far, one array per weight."""
+class WeightSum(Donated):
+    """A Fisher or gradient on its way: a sum over examples, one array per weight."""
 
     total: list[Any]
 
@@ -95,7 +95,7 @@ class Step:
         self.optimizers = Optimizers(encoder, settings, groups)
         paths = [v.path for v in encoder.model.trainable_variables]
         self._group_of = np.array(partition(paths, groups, True))
-        # The Fisher stays in float32.
+        # The Fisher and the gradient beside it stay in float32.
         for name in ("train_steps", "probe_steps", "evaluate"):
             setattr(self, name, in_precision(getattr(self, name), encoder.precision))
 
@@ -195,13 +195,13 @@ class Step:
 
     def fisher(
         self,
-        so_far: FisherSum,
+        so_far: WeightSum,
         weights: Sequence[Any],
         head: Sequence[Any],
         batches: dict[str, Any],
         steps: Any,
         scale: Any,
-    ) -> FisherSum:
+    ) -> WeightSum:
         """Adds scale * the squared gradients of these examples' labels.
 
         Args:
@@ -226,7 +226,34 @@ class Step:
             )
             return [t + scale * s for t, s in zip(total, squares, strict=True)]
 
-        return FisherSum(jax.lax.fori_loop(0, steps, step, so_far.total))
+        return WeightSum(jax.lax.fori_loop(0, steps, step, so_far.total))
+
+    def gradient(
+        self,
+        so_far: WeightSum,
+        weights: Sequence[Any],
+        head: Sequence[Any],
+        batches: dict[str, Any],
+        steps: Any,
+        scale: Any,
+    ) -> WeightSum:
+        """Adds scale * the gradient of the sum of these examples' -log p(label).
+
+        See `fisher` for the arguments. As there, no dropout is applied.
+        """
+
+        def total_loss(weights: list, batch: dict) -> Any:
+            state = self.encoder.state
+            features, _ = self.encoder.features(weights, state, batch, False)
+            scores = self._scores(_logits(features, head))
+            return jnp.sum(_nll(scores, batch["labels"]) * batch["weights"])
+
+        def step(i: Any, total: list) -> list:
+            batch = jax.tree.map(lambda x: x[i], batches)
+            gradients = jax.grad(total_loss)(list(weights), batch)
+            return [t + scale * g for t, g in zip(total, gradients, strict=True)]
+
+        return WeightSum(jax.lax.fori_loop(0, steps, step, so_far.total))
 
     def loss(
         self, model: tuple[list, list], model_state: list, batch: dict, terms: Terms

@@ -21,11 +21,13 @@ from lrdist_keras.settings import Fault, TrainingSettings
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
+from lrdist_keras.training.measured_rates import RateFinder, check_planned
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import Stage, Visit
 from lrdist_keras.training.run import (
     GivenModel,
     Observer,
+    Rates,
     Run,
     TaskData,
     accuracy_of,
@@ -117,7 +119,7 @@ class SequentialTrainer:
     def run(
         self,
         tasks: Sequence[TaskData],
-        rates: Distribution | Sequence[Distribution],
+        rates: Rates | Sequence[Rates],
         strategy: Strategy,
         seed: int,
         budget: float = 1.0,
@@ -130,7 +132,9 @@ class SequentialTrainer:
 
         Args:
             tasks: At least one.
-            rates: Learning rates of the trainer's scheme, of all tasks or of each.
+            rates: Learning rates of the trainer's scheme, of all tasks or of each. Of
+                a task after the first it may be a `FisherRates`, from which they are
+                found when its turn comes, see `measured_rates.RateFinder`.
             strategy: What is done against forgetting.
             seed: What everything random follows from: subsets, heads, order, dropout,
                 memories, adapters.
@@ -139,8 +143,8 @@ class SequentialTrainer:
             observer: Who is told how it goes.
 
         Raises:
-            ValueError: If a distribution is of another scheme, or if the model or the
-                data do not allow the strategy.
+            ValueError: If a distribution is of another scheme, if the model or the
+                data do not allow the strategy, or if rates cannot be found.
         """
         trainer, course = self._begun(tasks, rates, strategy, seed, budget)
         course.shared = observer.shared
@@ -155,7 +159,7 @@ class SequentialTrainer:
     def check(
         self,
         tasks: Sequence[TaskData],
-        rates: Distribution | Sequence[Distribution],
+        rates: Rates | Sequence[Rates],
         strategy: Strategy,
         seed: int,
     ) -> None:
@@ -165,7 +169,7 @@ class SequentialTrainer:
     def _begun(
         self,
         tasks: Sequence[TaskData],
-        rates: Distribution | Sequence[Distribution],
+        rates: Rates | Sequence[Rates],
         strategy: Strategy,
         seed: int,
         budget: float,
@@ -176,6 +180,7 @@ class SequentialTrainer:
         trainer._check_frozen(strategy.frozen)
         course = trainer._course(tasks, rates, seed, budget)
         course.frozen = strategy.frozen
+        check_planned(course, strategy.trains_a_sequence)
         strategy.check(course)
         return trainer, course
 
@@ -190,21 +195,21 @@ class SequentialTrainer:
     def _course(
         self,
         tasks: Sequence[TaskData],
-        rates: Distribution | Sequence[Distribution],
+        rates: Rates | Sequence[Rates],
         seed: int,
         budget: float,
     ) -> Course:
-        of_each = [rates] * len(tasks) if isinstance(rates, Distribution) else rates
+        of_each = [rates] * len(tasks) if isinstance(rates, Rates) else rates
         if len(of_each) != len(tasks):
             raise InputError(
                 f"`rates` must be one distribution, or one for each of {len(tasks)} "
                 f"tasks. Received: {len(of_each)}"
             )
-        for distribution in of_each:
-            if distribution.scheme != self.scheme:
+        for given in of_each:
+            if isinstance(given, Distribution) and given.scheme != self.scheme:
                 raise InputError(
-                    f"The distribution is of the scheme {distribution.scheme}, the "
-                    f"model of {self.scheme}; resample it first."
+                    f"The distribution is of the scheme {given.scheme}, the model of "
+                    f"{self.scheme}; resample it first."
                 )
         carries = "carry_moments" in self.compat
         return Course(tasks, of_each, seed, budget, self.evaluator, carries)
@@ -253,11 +258,13 @@ class SequentialTrainer:
         tasks, count, compiler = course.tasks, len(course.tasks), self.compiler
         journal = Journal(observer, np.full((count, count), np.nan))
         waited, compilations = compiler.seconds, compiler.compilations
+        finder = RateFinder(self.stages, course)
         memory = strategy.begin(course)
         for visit in _plan(strategy, tasks):
             i = visit.task
             if visit.anew:
                 course.restart(self.encoder.weights)
+            finder.before(i, journal.diverged)
             earlier = list(range(i)) if strategy.trains_a_sequence else []
             if (given := tasks[i].given) is not None:
                 self._take_given(course, given, strategy)
@@ -267,6 +274,7 @@ class SequentialTrainer:
                     course, i, stage, earlier, journal
                 )
             memory = strategy.after_task(course, i, memory)
+            finder.after(i)
             whole = list(self.encoder.whole(course.weights))
             observer.after_task(i, whole, course.heads)
             self._evaluate_all(course, i, strategy.trains_a_sequence, journal)
@@ -285,6 +293,7 @@ class SequentialTrainer:
             curves={name: journal.curves[name] for name in later},
             logits=journal.logits,
             features=journal.features,
+            rates=tuple(course.rates[i] for i in range(count)),
             diverged=journal.diverged,
             seconds=time.perf_counter() - journal.start,
             training_seconds=journal.training,
