@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lrdist_keras import __version__
+from lrdist_keras import machine
 from lrdist_keras.data.batches import (
     Encoded,
     evaluation_batches,
@@ -43,7 +44,8 @@ class Evaluator:
         step = self.step
         settings = step.settings.model_dump_json()
         compat = ",".join(sorted(step.compat))
-        return __version__, step.encoder.digest, settings, compat
+        versions = json.dumps(machine.versions())
+        return versions, step.encoder.digest, settings, compat
 
     def evaluate(
         self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
