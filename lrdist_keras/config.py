@@ -22,6 +22,7 @@ from pydantic_core import PydanticKnownError
 from lrdist_keras.errors import InputError
 from lrdist_keras.settings import (
     FAULTS,
+    LARGEST_RATE,
     DataSettings,
     Fault,
     ModelSettings,
@@ -97,6 +98,8 @@ class ArmSettings(Section):
         rate: One learning rate for all groups.
         decay: With `rate`, which is then the head's: layer-wise decay, see
             `lrdist_keras.distribution.llrd`.
+        fast_head: With `rate`, which is then that of embeddings and encoder: how many
+            times as fast the head learns, see `lrdist_keras.distribution.fast_head`.
         distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`.
         resample: Whether a distribution of another scheme is fitted to the model's.
         rescale: Geometric mean over groups that the distribution is brought to.
@@ -112,10 +115,16 @@ class ArmSettings(Section):
     name: Name
     rate: Rate | None = None
     decay: float | None = Field(default=None, gt=0, le=1)
+    fast_head: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     distribution: UserPath | None = None
     resample: bool = False
     rescale: Rate | None = None
     strategy: Annotated[AnyStrategy, BeforeValidator(_of_one_strategy)]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all groups have one learning rate, `rate`."""
+        return (self.distribution, self.decay, self.fast_head) == (None, None, None)
 
     @model_validator(mode="before")
     @classmethod
@@ -140,9 +149,20 @@ class ArmSettings(Section):
             raise InputError("an arm has either `rate` or `distribution`")
         if self.decay is not None and self.rate is None:
             raise InputError("`decay` goes with `rate`")
+        if self.fast_head is not None:
+            self._check_fast_head(self.fast_head)
         if self.distribution is None and (self.resample or self.rescale):
             raise InputError("`resample` and `rescale` go with `distribution`")
         return self
+
+    def _check_fast_head(self, factor: float) -> None:
+        if self.rate is None or self.decay is not None:
+            raise InputError("`fast_head` goes with `rate`, and not with `decay`")
+        if (head := self.rate * factor) > LARGEST_RATE:
+            raise InputError(
+                "`rate` times `fast_head`, the head's learning rate, must be at most "
+                f"{LARGEST_RATE:g}; lower one of them. Received: {head:g}"
+            )
 
 
 _Strength = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]

@@ -14,7 +14,7 @@ from lrdist_keras import machine
 from lrdist_keras._storage import write_text
 from lrdist_keras.config import ArmSettings, Configuration, SequenceSettings
 from lrdist_keras.data.shifts import LabelShares
-from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.distribution import Distribution, fast_head, flat, get, llrd
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading, measures, metrics
@@ -199,7 +199,7 @@ def paired_statistics(
     flat_rates = {
         arm.name: arm.rate
         for arm in arms
-        if arm.rate is not None and arm.decay is None and arm.strategy.is_plain
+        if arm.rate is not None and arm.is_flat and arm.strategy.is_plain
     }
     reference = configuration.report.reference or arms[0].name
     return compare_arms(records, reference, flat_rates)
@@ -321,9 +321,11 @@ def arm_distribution(
     """
     if given is None:
         rate = arm.rate or 0.0
-        return (
-            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme)
-        )
+        if arm.decay is not None:
+            return llrd(rate, arm.decay, scheme)
+        if arm.fast_head is not None:
+            return fast_head(rate, arm.fast_head, scheme)
+        return flat(rate, scheme)
     if given.scheme != scheme:
         if not arm.resample:
             raise InputError(
