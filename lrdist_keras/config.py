@@ -104,12 +104,13 @@ class ArmSettings(Section):
         resample: Whether a distribution of another scheme is fitted to the model's.
         rescale: Geometric mean over groups that the distribution is brought to.
         strategy: What is done against forgetting beside the rates: `plain`, nothing;
-            `frozen`, a linear probe; `lp_ft`, a probe, then fine-tuning; `ewc` with the
-            Fisher of each task so far, `ewc_online` with their running sum,
-            `ewc_pretraining` with that of masked language modelling; `l2_sp`;
-            `recadam`; `replay`; `lwf`, learning without forgetting; `wise_ft` and
-            `sfa`, averages with the previous model after and during training; `lora`;
-            `joint`, all tasks at once; `single`, each task on its own.
+            `frozen`, a linear probe; `seq_star`, the encoder frozen after the first
+            task; `lp_ft`, a probe, then fine-tuning; `ewc` with the Fisher of each task
+            so far, `ewc_online` with their running sum, `ewc_pretraining` with that of
+            masked language modelling; `l2_sp`; `recadam`; `replay`; `lwf`, learning
+            without forgetting; `wise_ft` and `sfa`, averages with the previous model
+            after and during training; `lora`; `joint`, all tasks at once; `single`,
+            each task on its own.
     """
 
     name: Name
