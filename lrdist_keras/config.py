@@ -109,8 +109,8 @@ class ArmSettings(Section):
             so far, `ewc_online` with their running sum, `ewc_pretraining` with that of
             masked language modelling; `l2_sp`; `recadam`; `replay`; `lwf`, learning
             without forgetting; `wise_ft` and `sfa`, averages with the previous model
-            after and during training; `lora`; `joint`, all tasks at once; `single`,
-            each task on its own.
+            after and during training; `head_refit`, old heads fitted anew at the end;
+            `lora`; `joint`, all tasks at once; `single`, each task on its own.
     """
 
     name: Name

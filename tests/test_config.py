@@ -102,6 +102,11 @@ def test_wrong_overrides(write, override, message):
             'distribution = "kenneweg2022"\nfast_head = 2',
             "`fast_head` goes with `rate`, and not with `decay`",
         ),
+        (
+            'strategy = "ewc"\nstrength = 10.0',
+            'strategy = "head_refit"\nexamples_per_class = 0',
+            "'arms.1.examples_per_class'.*greater than or equal to 1",
+        ),
         ('strategy = "ewc"', "", "`strength` goes with .*recadam, lwf, not.*'plain'"),
         ('strategy = "ewc"', 'strategy = "joint"', "`strength` goes with .*'joint'"),
         ("strength = 10.0", "rank = 2", "`rank` goes with the strategies lora, not"),

@@ -79,6 +79,10 @@ class Course:
         """Returns the logits of a task's head on all examples, as the model is now."""
         return self.evaluator.evaluate(data, self.weights, self.heads[task])[0]
 
+    def features(self, data: Encoded, task: int) -> np.ndarray:
+        """Returns what a task's head sees of all examples, as the model is now."""
+        return self.evaluator.evaluate(data, self.weights, self.heads[task])[1]
+
     def fisher(self, task: int) -> Weights:
         """Returns the Fisher of the weights now, on the training examples of a task."""
         data = self.subsets[task]
