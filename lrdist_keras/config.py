@@ -69,22 +69,27 @@ def _of_one_strategy(given: Any) -> Any:
         raise PydanticKnownError("literal_error", {"expected": expected})
     for key in sorted(given.keys() - STRATEGIES[name].model_fields.keys()):
         homes = _homes(key)
-        _check_value(STRATEGIES[homes[0]], key, given[key])
+        _check_value(homes, key, given[key])
         raise InputError(
             f"`{key}` goes with the strategies {', '.join(homes)}, not with '{name}'"
         )
     return given
 
 
-def _check_value(home: type[Strategy], key: str, value: Any) -> None:
-    """Refuses what no strategy that has the key would take."""
-    try:
-        home.model_validate({key: value})
-    except ValidationError as error:
-        wrong: list[Any] = [e for e in error.errors() if e["loc"][:1] == (key,)]
-        if wrong:
-            title = error.title
-            raise ValidationError.from_exception_data(title, wrong) from None
+def _check_value(homes: Sequence[str], key: str, value: Any) -> None:
+    """Refuses what none of the strategies that have the key would take."""
+    refusals: list[tuple[str, list[Any]]] = []
+    for home in homes:
+        try:
+            STRATEGIES[home].model_validate({key: value})
+            return
+        except ValidationError as error:
+            wrong = [e for e in error.errors() if e["loc"][:1] == (key,)]
+            if not wrong:  # but something else
+                return
+            refusals.append((error.title, wrong))
+    title, first = refusals[0]
+    raise ValidationError.from_exception_data(title, first)
 
 
 class ArmSettings(Section):
@@ -107,10 +112,11 @@ class ArmSettings(Section):
             `frozen`, a linear probe; `seq_star`, the encoder frozen after the first
             task; `lp_ft`, a probe, then fine-tuning; `ewc` with the Fisher of each task
             so far, `ewc_online` with their running sum, `ewc_pretraining` with that of
-            masked language modelling; `l2_sp`; `recadam`; `replay`; `lwf`, learning
-            without forgetting; `wise_ft` and `sfa`, averages with the previous model
-            after and during training; `head_refit`, old heads fitted anew at the end;
-            `lora`; `joint`, all tasks at once; `single`, each task on its own.
+            masked language modelling; `l2_sp`; `recadam`; `replay`; `der++`, replay
+            that holds the old logits too; `lwf`, learning without forgetting; `wise_ft`
+            and `sfa`, averages with the previous model after and during training;
+            `head_refit`, old heads fitted anew at the end; `lora`; `joint`, all tasks
+            at once; `single`, each task on its own.
     """
 
     name: Name

@@ -50,6 +50,8 @@ NOTHING = [
     ("ewc_pretraining", {"strength": 0.0}),
     ("l2_sp", {"strength": 0.0, "head_strength": 0.0}),
     ("lwf", {"strength": 0.0}),
+    # What comes with a batch costs nothing, and its gradient is 0.
+    ("der++", {"alpha": 0.0, "beta": 0.0}),
     # The training weighs 1 from the first step on.
     ("recadam", {"strength": 10.0, "midpoint": 0.0, "steepness": 1e6}),
     ("lp_ft", {"probe_rate": 1e-30}),
@@ -293,6 +295,7 @@ EVERY = [
         {"strength": 2.0, "midpoint": 0.5, "steepness": 7.0},
     ),
     ("replay", {"examples_per_class": 2}, {"examples_per_class": 3}),
+    ("der++", {"examples_per_class": 2}, {"examples_per_class": 2, "alpha": 0.5}),
     ("head_refit", {"examples_per_class": 2}, {"examples_per_class": 3}),
     ("lwf", {"strength": 1.0}, {"strength": 2.0, "temperature": 3.0}),
     ("wise_ft", {"alpha": 0.3}, {"alpha": 0.6}),
@@ -339,6 +342,7 @@ def test_programs_by_kind_of_step(encoder, runs):
         "recadam": 1,
         "lwf": 1,
         "replay": 1,
+        "der++": 1,
         "head_refit": 0,
         "joint": 0,
         "lora": 2,
@@ -359,6 +363,7 @@ def test_what_a_strategy_cannot_do_is_said_before_training(trainer, runs):
         (uneven, of("joint"), r"same `epochs`. Received: \[2, 3\]"),
         (TASKS, of("recadam"), "overshoots its anchor.*Received: 15"),
         (TASKS, of("replay", examples_per_class=13), "at most the 12.*Received: 13"),
+        (TASKS, of("der++", examples_per_class=13), "at most the 12.*Received: 13"),
         (TASKS, of("head_refit", examples_per_class=13), "at most the 12.*Received"),
         (TASKS, of("ewc_pretraining"), "needs `pretraining_fisher`"),
     ]
@@ -451,7 +456,7 @@ def wide_preset(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("strategy", ["seq_star", "head_refit"])
+@pytest.mark.parametrize("strategy", ["seq_star", "der++", "head_refit"])
 def test_bfloat16_gives_finite_numbers_near_those_of_float32(wide_preset, strategy):
     tasks = [task(f"task {c}", i, classes=c) for i, c in enumerate((3, 2, 5))]
     settings = {} if strategy == "seq_star" else {"examples_per_class": 2}

@@ -129,7 +129,7 @@ class StageTrainer:
         )
         points = settings.curve_points if earlier else 0
         rows = None if self._moves_all(stage.terms) else course.rows
-        held = held_rows(self.step.encoder, stage.examples.encoded, rows)
+        held = held_rows(self.step.encoder, stage.examples.shown, rows)
         return _Training(
             stage=stage,
             held=held,

@@ -240,7 +240,15 @@ class Step:
         """
         weights, heads = model
         features, new = self.encoder.features(weights, model_state, batch, True)
-        return self._loss_of(features, model, batch, terms), new
+        total = self._loss_of(features, model, batch, terms)
+        if (dark_experience := terms.dark_experience) is not None:
+            memory, old_heads = batch["memory"], heads[:-1]
+            features, new = self.encoder.features(weights, new, memory, True)
+            logits = [_logits(features, head) for head in old_heads]
+            scores = [self._scores(of_head) for of_head in logits]
+            nll = negative_log_likelihood(scores, memory)
+            total += dark_experience(logits, nll, memory)
+        return total, new
 
     def probe_loss(
         self, model: tuple[list, list], model_state: list, batch: dict, terms: Terms

@@ -14,7 +14,7 @@ from lrdist_keras.training.strategies.base import Strategy
 # The order in which messages name them; those that are not here follow.
 _ORDER = (
     "plain frozen seq_star lp_ft ewc ewc_online ewc_pretraining l2_sp recadam replay "
-    "lwf wise_ft sfa head_refit lora joint single"
+    "der++ lwf wise_ft sfa head_refit lora joint single"
 ).split()
 
 
