@@ -10,6 +10,7 @@ from lrdist_keras._registration import register_with_keras
 if TYPE_CHECKING:
     from lrdist_keras.distribution import (
         Distribution,
+        fast_head,
         flat,
         kenneweg2022,
         kenneweg2022_rounded,
@@ -26,6 +27,7 @@ __all__ = [
     "LayerwiseOptimizer",
     "PatternScheme",
     "Scheme",
+    "fast_head",
     "fisher_rates",
     "flat",
     "kenneweg2022",

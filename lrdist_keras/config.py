@@ -22,6 +22,7 @@ from pydantic_core import PydanticKnownError
 from lrdist_keras.errors import InputError
 from lrdist_keras.settings import (
     FAULTS,
+    LARGEST_RATE,
     DataSettings,
     Fault,
     ModelSettings,
@@ -69,22 +70,27 @@ def _of_one_strategy(given: Any) -> Any:
         raise PydanticKnownError("literal_error", {"expected": expected})
     for key in sorted(given.keys() - STRATEGIES[name].model_fields.keys()):
         homes = _homes(key)
-        _check_value(STRATEGIES[homes[0]], key, given[key])
+        _check_value(homes, key, given[key])
         raise InputError(
             f"`{key}` goes with the strategies {', '.join(homes)}, not with '{name}'"
         )
     return given
 
 
-def _check_value(home: type[Strategy], key: str, value: Any) -> None:
-    """Refuses what no strategy that has the key would take."""
-    try:
-        home.model_validate({key: value})
-    except ValidationError as error:
-        wrong: list[Any] = [e for e in error.errors() if e["loc"][:1] == (key,)]
-        if wrong:
-            title = error.title
-            raise ValidationError.from_exception_data(title, wrong) from None
+def _check_value(homes: Sequence[str], key: str, value: Any) -> None:
+    """Refuses what none of the strategies that have the key would take."""
+    refusals: list[tuple[str, list[Any]]] = []
+    for home in homes:
+        try:
+            STRATEGIES[home].model_validate({key: value})
+            return
+        except ValidationError as error:
+            wrong = [e for e in error.errors() if e["loc"][:1] == (key,)]
+            if not wrong:  # but something else
+                return
+            refusals.append((error.title, wrong))
+    title, first = refusals[0]
+    raise ValidationError.from_exception_data(title, first)
 
 
 class ArmSettings(Section):
@@ -98,6 +104,8 @@ class ArmSettings(Section):
         rate: One learning rate for all groups.
         decay: With `rate`, which is then the head's: layer-wise decay, see
             `lrdist_keras.distribution.llrd`.
+        fast_head: With `rate`, which is then that of embeddings and encoder: how many
+            times as fast the head learns, see `lrdist_keras.distribution.fast_head`.
         distribution: A distribution file, `kenneweg2022` or `kenneweg2022_rounded`; or
             a list of them, one for each task.
         resample: Whether a distribution of another scheme is fitted to the model's.
@@ -108,17 +116,20 @@ class ArmSettings(Section):
             `lrdist_keras.fisher.fisher_rates`. `rate` is that of the first task.
         head_rate: With `rates_from`, the learning rate of the head of a later task.
         strategy: What is done against forgetting beside the rates: `plain`, nothing;
-            `frozen`, a linear probe; `lp_ft`, a probe, then fine-tuning; `ewc` with the
-            Fisher of each task so far, `ewc_online` with their running sum,
-            `ewc_pretraining` with that of masked language modelling; `l2_sp`;
-            `recadam`; `replay`; `lwf`, learning without forgetting; `wise_ft` and
-            `sfa`, averages with the previous model after and during training; `lora`;
-            `joint`, all tasks at once; `single`, each task on its own.
+            `frozen`, a linear probe; `seq_star`, the encoder frozen after the first
+            task; `lp_ft`, a probe, then fine-tuning; `ewc` with the Fisher of each task
+            so far, `ewc_online` with their running sum, `ewc_pretraining` with that of
+            masked language modelling; `l2_sp`; `recadam`; `replay`; `der++`, replay
+            that holds the old logits too; `lwf`, learning without forgetting; `wise_ft`
+            and `sfa`, averages with the previous model after and during training;
+            `head_refit`, old heads fitted anew at the end; `lora`; `joint`, all tasks
+            at once; `single`, each task on its own.
     """
 
     name: Name
     rate: Rate | None = None
     decay: float | None = Field(default=None, gt=0, le=1)
+    fast_head: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     distribution: UserPath | Annotated[list[UserPath], Field(min_length=1)] | None = (
         None
     )
@@ -127,6 +138,12 @@ class ArmSettings(Section):
     rates_from: Literal["fisher", "fisher_inverse"] | None = None
     head_rate: Rate | None = None
     strategy: Annotated[AnyStrategy, BeforeValidator(_of_one_strategy)]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all groups have one learning rate, `rate`."""
+        others = (self.distribution, self.decay, self.fast_head, self.rates_from)
+        return all(other is None for other in others)
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +171,8 @@ class ArmSettings(Section):
             raise InputError("an arm has either `rate` or `distribution`")
         if self.decay is not None and self.rate is None:
             raise InputError("`decay` goes with `rate`")
+        if self.fast_head is not None:
+            self._check_fast_head(self.fast_head)
         if self.distribution is None and (self.resample or self.rescale):
             if self.rates_from is None:
                 raise InputError(
@@ -164,16 +183,25 @@ class ArmSettings(Section):
                 raise InputError("`resample` goes with `distribution`")
         return self
 
+    def _check_fast_head(self, factor: float) -> None:
+        if self.rate is None or self.decay is not None:
+            raise InputError("`fast_head` goes with `rate`, and not with `decay`")
+        if (head := self.rate * factor) > LARGEST_RATE:
+            raise InputError(
+                "`rate` times `fast_head`, the head's learning rate, must be at most "
+                f"{LARGEST_RATE:g}; lower one of them. Received: {head:g}"
+            )
+
     @model_validator(mode="after")
     def _rates_from_has_what_it_needs(self) -> Self:
         if self.rates_from is None:
             if self.head_rate is not None:
                 raise InputError("`head_rate` goes with `rates_from`")
             return self
-        if self.rate is None or self.decay is not None:
+        if self.rate is None or self.decay or self.fast_head:
             raise InputError(
                 "`rates_from` needs `rate`, that of all groups in the first task, with "
-                "neither `distribution` nor `decay`"
+                "neither `distribution` nor `decay` nor `fast_head`"
             )
         needed = {"rescale": self.rescale, "head_rate": self.head_rate}
         if missing := [f"`{key}`" for key, value in needed.items() if value is None]:

@@ -211,6 +211,25 @@ def llrd(
     )
 
 
+def fast_head(
+    rate: float, factor: float, scheme: Scheme | PatternScheme = PAPER_SCHEME
+) -> Distribution:
+    """Returns one rate for embeddings and encoder, and `factor` times it for the head.
+
+    A head begins with random numbers, the encoder with what it has learned before, so
+    that the head has further to go. Of groups by pattern the last one is the head.
+
+    Raises:
+        ValueError: If `rate`, `factor` or their product is not a positive, finite
+            number.
+    """
+    rate, factor = check_rate(rate, "`rate`"), check_rate(factor, "`factor`")
+    head = check_rate(rate * factor, "`rate` times `factor`, the head's rate,")
+    encoder = [rate] * (len(scheme.names) - 1)
+    provenance = {"preset": f"fast_head({rate:g}, {factor:g})"}
+    return Distribution.in_order(scheme, [*encoder, head], provenance)
+
+
 def kenneweg2022() -> Distribution:
     """Returns the published distribution for 12 layers, combined over four task pairs.
 

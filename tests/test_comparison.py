@@ -7,7 +7,7 @@ from record_cases import record, write_runs
 
 from lrdist_keras import config
 from lrdist_keras.config import ArmSettings
-from lrdist_keras.distribution import flat, kenneweg2022, llrd
+from lrdist_keras.distribution import fast_head, flat, kenneweg2022, llrd
 from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import comparison
 from lrdist_keras.laboratory.arms import arm_rates, for_run
@@ -32,6 +32,9 @@ def test_an_arms_rates():
     scheme = Scheme(6)
     arm = ArmSettings(name="x", rate=1e-4, decay=0.9)
     assert arm_rates(arm, {}, scheme) == (llrd(1e-4, 0.9, scheme),)
+    arm = ArmSettings(name="x", rate=1e-4, fast_head=10)
+    (found,) = arm_rates(arm, {}, scheme)
+    assert found == fast_head(1e-4, 10, scheme) and found.rates["head"] == 1e-3
     arm = ArmSettings(name="x", distribution="d", resample=True, rescale=1e-4)
     (found,) = arm_rates(arm, {"d": kenneweg2022()}, scheme)
     assert found == kenneweg2022().resample(scheme).rescaled(1e-4)
@@ -73,9 +76,10 @@ def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):
     arms = (
         'arms=[{name="a", rate=1e-2}, {name="b", rate=1e-3}, '
         '{name="decay", rate=1e-1, decay=0.9}, {name="d", distribution="kenneweg2022"},'
+        '{name="fast", rate=1e-2, fast_head=10},'
         '{name="ewc", rate=1e-3, strategy="ewc", strength=1}]'
     )
-    names = ["a", "b", "decay", "d", "ewc"]
+    names = ["a", "b", "decay", "d", "fast", "ewc"]
     records = [
         {"sequence": "a -> b", "arm": arm, "seed": seed, "learned": True}
         | {"accuracy": [[0.5, None], [0.5, 0.5]], "examples": [9, 9]}
@@ -85,9 +89,9 @@ def test_the_reference_and_the_flat_arms_of_a_configuration(configuration):
     ]
     found = paired_statistics(configuration(arms), records)
     assert found.reference == "a"
-    assert {d.arm for d in found.paired} == {"b", "decay", "d", "ewc"}
+    assert {d.arm for d in found.paired} == {"b", "decay", "d", "fast", "ewc"}
     # The others are compared with the curve, which is made of a and b.
-    assert {d.arm for d in found.equal_p_s} == {"decay", "d", "ewc"}
+    assert {d.arm for d in found.equal_p_s} == {"decay", "d", "fast", "ewc"}
     chosen = configuration(arms, "report.reference=ewc")
     assert paired_statistics(chosen, records).reference == "ewc"
 

@@ -84,10 +84,48 @@ def test_wrong_overrides(write, override, message):
         ("rate = 1e-2", "rate = inf", "'arms.0.rate'"),
         ("rate = 1e-2", "", "either `rate` or `distribution`"),
         ("rate = 1e-2", "rate = 1e-2\nrescale = 1e-2", "go with `distribution`"),
+        ("rate = 1e-2", "rate = 1e-2\nfast_head = 0", "'arms.0.fast_head'.*than 0"),
+        ("rate = 1e-2", "rate = 1e-2\nfast_head = inf", "'arms.0.fast_head'.*finite"),
+        ("rate = 1e-2", "rate = 1e-2\nfasthead = 2", "'arms.0.fasthead'.*'fast_head'"),
+        (
+            "rate = 1e-2",
+            "rate = 1e-2\nfast_head = 2e5",
+            "`rate` times `fast_head`, .* at most 1000; lower one .*Received: 2000",
+        ),
+        (
+            "rate = 1e-2",
+            "rate = 1e-2\ndecay = 0.9\nfast_head = 2",
+            "`fast_head` goes with `rate`, and not with `decay`",
+        ),
+        (
+            'distribution = "kenneweg2022"',
+            'distribution = "kenneweg2022"\nfast_head = 2',
+            "`fast_head` goes with `rate`, and not with `decay`",
+        ),
+        (
+            'strategy = "ewc"\nstrength = 10.0',
+            'strategy = "der++"\nalpha = -1',
+            "'arms.1.alpha'.*greater than or equal to 0",
+        ),
+        (
+            'strategy = "ewc"\nstrength = 10.0',
+            'strategy = "head_refit"\nexamples_per_class = 0',
+            "'arms.1.examples_per_class'.*greater than or equal to 1",
+        ),
+        (
+            "strength = 10.0",
+            "beta = 1",
+            r"`beta` goes with the strategies der\+\+, not",
+        ),
+        (
+            "strength = 10.0",
+            "alpha = 2",
+            r"`alpha` goes with .* der\+\+, wise_ft, sfa,",
+        ),
         ('strategy = "ewc"', "", "`strength` goes with .*recadam, lwf, not.*'plain'"),
         ('strategy = "ewc"', 'strategy = "joint"', "`strength` goes with .*'joint'"),
         ("strength = 10.0", "rank = 2", "`rank` goes with the strategies lora, not"),
-        ("strength = 10.0", "alpha = 2", "'arms.1.alpha"),
+        ("strength = 10.0", "alpha = -1", "'arms.1.alpha"),
         ('strategy = "ewc"', 'strategy = "ewc_pretraining"', "needs `raw_text`"),
         (
             'strategy = "ewc"\nstrength = 10.0',
@@ -161,6 +199,17 @@ def test_a_strategy_takes_its_settings_with_defaults(write):
     assert defaults.items() <= recadam.items()
     plain = write().arms[0].model_dump(exclude_none=True)
     assert set(plain) == {"name", "rate", "resample", "strategy"}
+
+
+def test_arms_of_the_newer_strategies(write):
+    old = 'rate = 1e-2\nstrategy = "ewc"\nstrength = 10.0'
+    arm = write(old, 'rate = 1e-2\nfast_head = 20\nstrategy = "der++"').arms[1]
+    told = arm.model_dump(exclude_none=True)
+    expected = {"examples_per_class": 10, "alpha": 0.1, "beta": 0.5, "fast_head": 20}
+    assert expected.items() <= told.items() and not arm.is_flat
+    assert write(old, 'rate = 1e-2\nstrategy = "seq_star"').arms[1].is_flat
+    refit = write(old, 'rate = 1e-2\nstrategy = "head_refit"').arms[1]
+    assert refit.strategy.examples_per_class == 10
 
 
 def test_all_problems_are_told_at_once(write):

@@ -8,6 +8,7 @@ from lrdist_keras import distribution
 from lrdist_keras.distribution import (
     Distribution,
     combine_pairs,
+    fast_head,
     flat,
     kenneweg2022,
     kenneweg2022_rounded,
@@ -40,6 +41,32 @@ def test_llrd_of_a_group_is_the_geometric_mean_of_its_layers():
 def test_llrd_of_groups_by_pattern_counts_groups():
     d = llrd(1e-3, 0.5, PatternScheme({"stem": "a", "body": "b", "head": "c"}))
     assert d.rates == {"stem": 2.5e-4, "body": 5e-4, "head": 1e-3}
+
+
+def test_a_fast_head_is_so_many_times_as_fast_as_all_else():
+    d = fast_head(2e-5, 10.0, SMALL)
+    assert d.values.tolist() == [2e-5, 2e-5, 2e-5, 10.0 * 2e-5]
+    assert d.multipliers["head"] == 1.0 and d.reference_rate == d.rates["head"]
+    assert d.provenance == {"preset": "fast_head(2e-05, 10)"}
+    slow = fast_head(1e-3, 0.5, PatternScheme({"stem": "a", "body": "b", "top": "c"}))
+    assert slow.rates == {"stem": 1e-3, "body": 1e-3, "top": 5e-4}
+    assert fast_head(3e-5, 1) == flat(3e-5)
+
+
+@pytest.mark.parametrize(
+    "rate, factor, message",
+    [
+        (0, 10, "`rate` must be a positive, finite number. Received: 0"),
+        (1e-5, 0, "`factor` must be a positive, finite number. Received: 0"),
+        (1e-5, float("nan"), "`factor` must be .*nan"),
+        (1e-5, "10", "`factor` must be .*'10'"),
+        (1e200, 1e200, "`rate` times `factor`, the head's rate, must be .*inf"),
+        (1e-200, 1e-200, "`rate` times `factor`, the head's rate, must be .*0.0"),
+    ],
+)
+def test_a_head_that_cannot_be_so_fast(rate, factor, message):
+    with pytest.raises(ValueError, match=message):
+        fast_head(rate, factor, SMALL)
 
 
 def test_rescaled_keeps_the_shape_and_sets_the_geometric_mean():

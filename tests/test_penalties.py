@@ -1,10 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from lrdist_keras.training.penalties import (
     AnnealedPull,
+    DarkExperience,
     Distillation,
     QuadraticPenalty,
     l2_sp,
@@ -168,3 +169,37 @@ def test_distillation_is_least_where_the_old_answers_are():
     gradient = jax.grad(lambda z: Distillation(1.0, 2.0)([z], old, np.ones(1)))
     np.testing.assert_allclose(gradient(jnp.array(old[0])), 0, atol=1e-7)
     assert np.abs(gradient(jnp.zeros((1, 3)))).max() > 0.05
+
+
+def test_dark_experience_is_the_formula():
+    """Means over the memory, of each example by its own head, in float64."""
+    rng = np.random.default_rng(3)
+    now = [rng.normal(size=(6, classes)) for classes in (3, 2)]
+    then = [rng.normal(size=(6, classes)) for classes in (3, 2)]
+    head, labels = np.array([0, 1, 0, 1, 1, 0]), np.array([2, 0, 1, 1, 0, 0])
+    weights = np.array([1, 1, 1, 1, 0, 1.0])
+    own = [now[h][i] for i, h in enumerate(head)]
+    nll = np.array([-log_softmax(z)[y] for z, y in zip(own, labels, strict=True)])
+    memory = {"head": head, "teacher": then, "weights": weights}
+    found = DarkExperience(0.3, 0.8)(now, jnp.asarray(nll), memory)
+    rows = np.flatnonzero(weights)
+    squares = [((now[head[i]][i] - then[head[i]][i]) ** 2).sum() for i in rows]
+    expected = 0.3 * np.mean(squares) + 0.8 * nll[rows].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    nothing = DarkExperience(0.0, 0.0)(now, jnp.asarray(nll), memory)
+    assert nothing == 0
+
+
+def test_dark_experience_is_no_number_only_where_a_logit_is_none():
+    """The logits of other heads have no part in an example, whatever they are."""
+    now = [jnp.ones((2, 3)), jnp.ones((2, 2))]
+    memory = {"head": np.array([0, 1]), "weights": np.ones(2)}
+    memory["teacher"] = [np.zeros((2, 3)), np.zeros((2, 2))]
+
+    def squares(logits):
+        return DarkExperience(1.0, 0.0)(logits, jnp.zeros(2), memory)
+
+    np.testing.assert_allclose(squares(now), (3 + 2) / 2)
+    first, second = jax.grad(squares)(now)
+    np.testing.assert_array_equal(first, [[1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(second, [[0, 0], [1, 1]])

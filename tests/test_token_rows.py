@@ -9,6 +9,7 @@ from lrdist_keras.distribution import flat
 from lrdist_keras.models.encoder import load_encoder
 from lrdist_keras.settings import TrainingSettings
 from lrdist_keras.training.strategies.averaging import Sfa
+from lrdist_keras.training.strategies.dark_replay import DarkReplay
 from lrdist_keras.training.strategies.elastic import Ewc, L2Sp
 from lrdist_keras.training.strategies.plain import Plain
 from lrdist_keras.training.strategies.replay import Replay
@@ -88,8 +89,10 @@ def encoder(preset):
         (Plain(), 0.2),
         (Sfa(alpha=0.5, period=0.3), 0.0),
         (Replay(examples_per_class=3), 0.0),
+        (DarkReplay(examples_per_class=3), 0.0),
+        (DarkReplay(examples_per_class=3), 0.2),
     ],
-    ids=["plain", "dropout", "SFA", "replay"],
+    ids=["plain", "dropout", "SFA", "replay", "DER++", "DER++ with dropout"],
 )
 def test_a_part_of_the_vocabulary_gives_the_same_weights(
     preset, strategy, dropout, monkeypatch

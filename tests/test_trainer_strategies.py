@@ -1,40 +1,32 @@
 """What each strategy does in a run: its formula, and a case in which it is another."""
 
-from functools import cache
-
 import jax
 import numpy as np
 import pytest
+from strategy_cases import (
+    RATE,
+    SETTINGS,
+    TASKS,
+    Runs,
+    bert_logits,
+    distance,
+    equal,
+    heads_of,
+    of,
+    probe_by_hand,
+    same_row,
+)
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.data.batches import take, training_steps
-from lrdist_keras.distribution import flat
+from lrdist_keras.data.batches import take
+from lrdist_keras.distribution import Distribution, fast_head, flat
 from lrdist_keras.models.encoder import load_encoder, new_head
-from lrdist_keras.settings import TrainingSettings
 from lrdist_keras.training.penalties import QuadraticPenalty
 from lrdist_keras.training.run import Observer, Purpose, generator
 from lrdist_keras.training.strategies.averaging import average
-from lrdist_keras.training.strategies.every import STRATEGIES
 from lrdist_keras.training.trainer import SequentialTrainer
 
-RATE = 3e-3
-
-
-def balanced(seed, of_each=12):
-    """Two classes, as many examples of each."""
-    many = data(seed, 60)
-    chosen = [np.flatnonzero(many.labels == c)[:of_each] for c in (0, 1)]
-    return take(many, np.sort(np.concatenate(chosen)))
-
-
-TASKS = [task(name, i, train=balanced(i)) for i, name in enumerate("ab")]
-
-
-def of(strategy="plain", **settings):
-    """The strategy of this name, with these settings."""
-    if strategy == "ewc_pretraining":
-        settings["raw_text"] = "given.txt"
-    return STRATEGIES[strategy](**settings)
+STAR = "seq_star"
 
 
 @pytest.fixture(scope="module")
@@ -44,61 +36,12 @@ def encoder(tiny_preset):
 
 @pytest.fixture(scope="module")
 def trainer(encoder):
-    settings = TrainingSettings(
-        batch_size=8,
-        max_length=32,
-        steps_per_call=2,
-        evaluation_batch_size=16,
-        curve_points=2,
-        curve_examples=10,
-    )
-    return SequentialTrainer(encoder, settings)
-
-
-class Runs:
-    """Runs of TASKS by arm, each done once; with the weights after each task."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-        self.rates = flat(RATE, trainer.scheme)
-        self.of = cache(self._of)
-
-    def __call__(self, strategy="plain", **settings):
-        return self.of(strategy, tuple(settings.items()))
-
-    def _of(self, strategy, settings):
-        return self.run(TASKS, of(strategy, **dict(settings)))
-
-    def run(self, tasks, strategy, seed=0):
-        weights = []
-
-        def keep(i, backbone, heads):
-            weights.append([np.array(w) for w in [*backbone, *sum(heads, [])]])
-
-        ones = [np.ones_like(w) for w in self.trainer.encoder.weights]
-        strategy, observer = (
-            strategy.prepared(lambda *_: ones),
-            Observer(after_task=keep),
-        )
-        run = self.trainer.run(tasks, self.rates, strategy, seed, observer=observer)
-        return run, weights
-
-    def backbone(self, values):
-        return values[: len(self.trainer.encoder.weights)]
+    return SequentialTrainer(encoder, SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def runs(trainer):
     return Runs(trainer)
-
-
-def distance(one, two):
-    pairs = zip(one, two, strict=True)
-    return np.sqrt(sum(float(np.square(a - b).sum()) for a, b in pairs))
-
-
-def equal(one, two):
-    return all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 NOTHING = [
@@ -107,6 +50,8 @@ NOTHING = [
     ("ewc_pretraining", {"strength": 0.0}),
     ("l2_sp", {"strength": 0.0, "head_strength": 0.0}),
     ("lwf", {"strength": 0.0}),
+    # What comes with a batch costs nothing, and its gradient is 0.
+    ("der++", {"alpha": 0.0, "beta": 0.0}),
     # The training weighs 1 from the first step on.
     ("recadam", {"strength": 10.0, "midpoint": 0.0, "steepness": 1e6}),
     ("lp_ft", {"probe_rate": 1e-30}),
@@ -190,11 +135,6 @@ def test_replay_trains_the_heads_of_earlier_tasks_too(runs):
     assert not equal(replay[0][-4:-2], replay[1][-4:-2])
 
 
-def same_row(one, two, i):
-    keys = [key for key in one.logits if key[0] == i]
-    return all(np.array_equal(one.logits[key], two.logits[key]) for key in keys)
-
-
 def test_joint_and_single_have_no_order(runs):
     for strategy in ("joint", "single"):
         run, weights = runs(strategy)
@@ -231,32 +171,37 @@ def test_lwf_holds_the_old_answers_on_the_new_inputs(runs):
 def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(runs):
     """By hand, in float64: Adam on the features, in the order of the run."""
     trainer = runs.trainer
-    settings, train = trainer.settings, TASKS[0].train
     _, (found, _) = runs("frozen")
     assert equal(runs.backbone(found), trainer.encoder.weights)
-    kernel, bias = new_head(2, 8, generator(0, Purpose.HEAD, 0))
-    identity = [np.eye(8, dtype=np.float32), np.zeros(8, np.float32)]
-    features = trainer.evaluate(train, trainer.encoder.weights, identity)
-    x = np.concatenate([features, np.ones((len(train), 1))], 1).astype(np.float64)
-    w = np.concatenate([kernel, bias[None]]).astype(np.float64)
-    rng = generator(0, Purpose.ORDER, 0)
-    plans = [training_steps(train, 32, 8, 2, rng) for _ in range(2)]
-    batches = [row for plan in plans for call in plan for row in call.indices]
-    m, v, total = np.zeros_like(w), np.zeros_like(w), len(batches)
-    for t, rows in enumerate(batches):
-        p = np.exp(x[rows] @ w)
-        p /= p.sum(1, keepdims=True)
-        gradient = x[rows].T @ (p - np.eye(2)[train.labels[rows]]) / len(rows)
-        rise = settings.warmup * total
-        cosine = (1 + np.cos(np.pi * (t - rise) / (total - rise))) / 2
-        rate = RATE * ((t + 1) / rise if t + 1 < rise else 1 if t < rise else cosine)
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        # Keras adds its epsilon to the root of v before the correction of its bias.
-        correction = np.sqrt(1 - 0.999 ** (t + 1)) / (1 - 0.9 ** (t + 1))
-        update = correction * m / (np.sqrt(v) + 1e-7)
-        w -= rate * update
-    np.testing.assert_allclose(found[-4], w[:-1], atol=2e-6)
-    np.testing.assert_allclose(found[-3], w[-1], atol=2e-6)
+    head = new_head(2, 8, generator(0, Purpose.HEAD, 0))
+    kernel, bias = probe_by_hand(trainer, TASKS[0], 0, trainer.encoder.weights, head)
+    np.testing.assert_allclose(found[-4], kernel, atol=2e-6)
+    np.testing.assert_allclose(found[-3], bias, atol=2e-6)
+
+
+def test_seq_star_is_plain_then_a_probe_of_the_encoder_after_the_first_task(runs):
+    """All later heads by hand, in float64, also of three tasks."""
+    tasks = [task(f"task {c}", i, classes=c) for i, c in enumerate((3, 2, 5))]
+    (_, plain), (_, weights) = (runs.run(tasks, of(name)) for name in ("plain", STAR))
+    assert equal(weights[0], plain[0])
+    encoder = runs.backbone(weights[0])
+    for after in weights[1:]:
+        assert equal(runs.backbone(after), encoder)
+        assert equal(heads_of(after, 3)[0], heads_of(weights[0], 3)[0])
+    assert equal(heads_of(weights[2], 3)[1], heads_of(weights[1], 3)[1])
+    for i in (1, 2):
+        head = new_head(tasks[i].classes, 8, generator(0, Purpose.HEAD, i))
+        expected = probe_by_hand(runs.trainer, tasks[i], i, encoder, head)
+        for a, b in zip(heads_of(weights[i], 3)[i], expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_later_heads_of_seq_star_learn_at_the_heads_own_rate(runs):
+    rates = fast_head(RATE, 4.0, runs.trainer.scheme)
+    still = Distribution(rates.scheme, dict(rates.rates) | {"head": 1e-30})
+    found, again = (trained(runs.trainer, TASKS, r, of(STAR)) for r in (rates, still))
+    assert distance(found[1][-2:], found[0][-2:]) > 0.01
+    assert equal(again[1][-2:-1], again[0][-2:-1])  # a bias of 0 moves by 1e-30
 
 
 def test_lp_ft_that_does_not_fine_tune_is_the_probe(runs):
@@ -338,6 +283,7 @@ def test_a_lora_of_tiny_rate_is_the_pretrained_model(runs):
 
 EVERY = [
     ("frozen", {}, {}),
+    ("seq_star", {}, {}),
     ("lp_ft", {"probe_rate": 1e-3}, {"probe_rate": 1e-2}),
     ("ewc", {"strength": 1.0}, {"strength": 2.0}),
     ("ewc_online", {"strength": 1.0}, {"strength": 2.0, "fisher_decay": 0.5}),
@@ -349,6 +295,8 @@ EVERY = [
         {"strength": 2.0, "midpoint": 0.5, "steepness": 7.0},
     ),
     ("replay", {"examples_per_class": 2}, {"examples_per_class": 3}),
+    ("der++", {"examples_per_class": 2}, {"examples_per_class": 2, "alpha": 0.5}),
+    ("head_refit", {"examples_per_class": 2}, {"examples_per_class": 3}),
     ("lwf", {"strength": 1.0}, {"strength": 2.0, "temperature": 3.0}),
     ("wise_ft", {"alpha": 0.3}, {"alpha": 0.6}),
     ("sfa", {"alpha": 0.3}, {"alpha": 0.6, "period": 0.3}),
@@ -386,6 +334,7 @@ def test_programs_by_kind_of_step(encoder, runs):
         "wise_ft": 0,
         "sfa": 0,
         "frozen": 1,
+        "seq_star": 0,
         "lp_ft": 0,  # the probe's and the flat arm's
         "ewc": 2,  # the penalised step and the Fisher
         "ewc_online": 0,
@@ -393,6 +342,8 @@ def test_programs_by_kind_of_step(encoder, runs):
         "recadam": 1,
         "lwf": 1,
         "replay": 1,
+        "der++": 1,
+        "head_refit": 0,
         "joint": 0,
         "lora": 2,
     }
@@ -412,6 +363,8 @@ def test_what_a_strategy_cannot_do_is_said_before_training(trainer, runs):
         (uneven, of("joint"), r"same `epochs`. Received: \[2, 3\]"),
         (TASKS, of("recadam"), "overshoots its anchor.*Received: 15"),
         (TASKS, of("replay", examples_per_class=13), "at most the 12.*Received: 13"),
+        (TASKS, of("der++", examples_per_class=13), "at most the 12.*Received: 13"),
+        (TASKS, of("head_refit", examples_per_class=13), "at most the 12.*Received"),
         (TASKS, of("ewc_pretraining"), "needs `pretraining_fisher`"),
     ]
     for tasks, wanted, message in cases:
@@ -427,48 +380,6 @@ def test_a_fisher_of_nothing(trainer):
 
 def _generator():
     return np.random.default_rng(0)
-
-
-def bert_logits(named, head, example):
-    """A BERT of two layers and two heads of width 4 by hand, for one example."""
-    import jax.numpy as jnp
-
-    ids, segments, mask = (
-        example[k] for k in ("token_ids", "segment_ids", "padding_mask")
-    )
-
-    def norm(x, scope):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12)
-        return x * named[scope + "/gamma"] + named[scope + "/beta"]
-
-    def dense(x, scope):
-        return x @ named[scope + "/kernel"] + named[scope + "/bias"]
-
-    x = named["token_embedding/embeddings"][ids]
-    x = x + named["position_embedding/embeddings"][: len(ids)]
-    x = x + named["segment_embedding/embeddings"][segments]
-    x = norm(x, "embeddings_layer_norm")
-    for i in range(2):
-        layer = f"transformer_layer_{i}/"
-        attention = layer + "self_attention_layer/"
-        q, k, v = (
-            jnp.einsum("ld,dhk->hlk", x, named[attention + n + "/kernel"])
-            + named[attention + n + "/bias"][:, None]
-            for n in ("query", "key", "value")
-        )
-        scores = q @ jnp.swapaxes(k, 1, 2) / 2 + jnp.where(mask > 0, 0, -1e9)
-        mixed = jax.nn.softmax(scores) @ v
-        out = jnp.einsum(
-            "hlk,hkd->ld", mixed, named[attention + "attention_output/kernel"]
-        )
-        out = out + named[attention + "attention_output/bias"]
-        x = norm(x + out, layer + "self_attention_layer_norm")
-        inner = dense(x, layer + "feedforward_intermediate_dense")
-        inner = jax.nn.gelu(inner, approximate=True)
-        out = dense(inner, layer + "feedforward_output_dense")
-        x = norm(x + out, layer + "feedforward_layer_norm")
-    return x[0] @ head[0] + head[1]
 
 
 def test_fisher_and_penalty_equal_float64_example_by_example(trainer):
@@ -532,3 +443,32 @@ def test_three_heads_of_different_sizes(runs, strategy):
             for w in (weights, flat_weights)
         )
         assert moved < free
+
+
+@pytest.fixture(scope="module")
+def wide_preset(tmp_path_factory):
+    """A preset whose products fill the tiles that bfloat16 is used for."""
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(40, 2, 2, 64, 128, max_sequence_length=32)
+    folder = tmp_path_factory.mktemp("preset")
+    backbone.save_to_preset(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize("strategy", ["seq_star", "der++", "head_refit"])
+def test_bfloat16_gives_finite_numbers_near_those_of_float32(wide_preset, strategy):
+    tasks = [task(f"task {c}", i, classes=c) for i, c in enumerate((3, 2, 5))]
+    settings = {} if strategy == "seq_star" else {"examples_per_class": 2}
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        encoder = load_encoder(wide_preset, precision=precision)
+        trainer = SequentialTrainer(encoder, SETTINGS)
+        rates = flat(1e-3, trainer.scheme)
+        run = trainer.run(tasks, rates, of(strategy, **settings), 0)
+        assert not run.diverged
+        assert all(np.isfinite(logits).all() for logits in run.logits.values())
+        found[precision] = run.logits
+    first = [found[precision][0, 0] for precision in found]
+    assert not np.array_equal(*first)
+    np.testing.assert_allclose(*first, atol=0.1)

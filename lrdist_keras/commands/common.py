@@ -78,7 +78,7 @@ def print_statistics(configuration: Any, records: list[dict[str, Any]]) -> None:
     if found.equal_p_s is None:
         print(
             "No comparison at equal p_s: the flat-rate curve takes at least two flat "
-            "arms, of strategy plain with one `rate` and no `decay`."
+            "arms, of strategy plain with one `rate` for all groups."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lrdist_keras.config import ArmSettings, Configuration, FirstSettings
-from lrdist_keras.distribution import Distribution, flat, get, llrd
+from lrdist_keras.distribution import Distribution, fast_head, flat, get, llrd
 from lrdist_keras.errors import InputError
 from lrdist_keras.fisher import FisherRates
 from lrdist_keras.groups import Scheme
@@ -53,11 +53,16 @@ def arm_rates(
     """
     what = f"Arm '{printable(arm.name)}'"
     if not (files := files_of(arm)):
-        rate = arm.rate or 0.0
-        return (
-            flat(rate, scheme) if arm.decay is None else llrd(rate, arm.decay, scheme),
-        )
+        return (_of_one_rate(arm, arm.rate or 0.0, scheme),)
     return tuple(_fitted(given[name], name, arm, scheme, what) for name in files)
+
+
+def _of_one_rate(arm: ArmSettings, rate: float, scheme: Scheme) -> Distribution:
+    if arm.decay is not None:
+        return llrd(rate, arm.decay, scheme)
+    if arm.fast_head is not None:
+        return fast_head(rate, arm.fast_head, scheme)
+    return flat(rate, scheme)
 
 
 def first_rates(

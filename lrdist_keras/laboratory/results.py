@@ -54,10 +54,7 @@ def paired_statistics(
     flat_rates = {
         arm.name: arm.rate
         for arm in arms
-        if arm.rate is not None
-        and arm.decay is None
-        and arm.rates_from is None
-        and arm.strategy.is_plain
+        if arm.rate is not None and arm.is_flat and arm.strategy.is_plain
     }
     reference = configuration.report.reference or arms[0].name
     return compare_arms(records, reference, flat_rates)

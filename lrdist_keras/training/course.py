@@ -161,6 +161,10 @@ class Course:
         now = self.weights, self.heads[task]
         self._seen[task] = _Evaluation(*now, logits, features)
 
+    def features(self, data: Encoded, task: int) -> np.ndarray:
+        """Returns what a task's head sees of all examples, as the model is now."""
+        return self.evaluator.evaluate(data, self.weights, self.heads[task])[1]
+
     def fisher(self, task: int) -> Weights:
         """Returns the Fisher of the weights now, on the training examples of a task."""
         data, head = self.subsets[task], self.heads[task]

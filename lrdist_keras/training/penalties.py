@@ -1,4 +1,4 @@
-"""What a loss has beside the labels: penalties, the pull of RecAdam, distillation."""
+"""What a loss has beside the labels: penalties, RecAdam's pull, distillation, DER++."""
 
 from __future__ import annotations
 
@@ -170,6 +170,44 @@ class Distillation(NamedTuple):
         return self.strength * sum(
             jnp.sum(x * weights) / jnp.sum(weights) for x in each
         )
+
+
+class DarkExperience(NamedTuple):
+    """Dark experience replay (DER++): a memory's labels, and the logits that it had.
+
+    With h the logits now and z those right after the example's task was trained,
+
+        alpha * mean ||h(x) - z||^2 + beta * mean -log p(y | x)
+
+    over the memory's examples in a batch: the last two terms of equation 6 of arXiv
+    2004.07211. Its algorithm draws other examples for the second term than for the
+    first, which has the same expectation. The square is summed over the classes, as the
+    paper writes it; the authors' code takes the mean over them.
+
+    Args:
+        alpha: Factor of the logits' term.
+        beta: Factor of the labels' term.
+    """
+
+    alpha: Any
+    beta: Any
+
+    def __call__(self, logits: Sequence[Any], nll: Any, memory: dict[str, Any]) -> Any:
+        """Returns both terms, a scalar.
+
+        Args:
+            logits: Per old head its logits now, shape [examples, classes].
+            nll: -log p(label) of each example by its own head, shape [examples].
+            memory: The batch: `head`, the old head of each example, shape [examples];
+                `teacher`, the logits z in the shapes of `logits`, which count in the
+                rows of their head; `weights`, shape [examples], 0 for padding.
+        """
+        squares = jnp.zeros_like(nll)
+        for j, (new, old) in enumerate(zip(logits, memory["teacher"], strict=True)):
+            distance = jnp.sum(jnp.square(new - old), axis=-1)
+            squares += jnp.where(memory["head"] == j, distance, 0)
+        each = self.alpha * squares + self.beta * nll
+        return jnp.sum(each * memory["weights"]) / jnp.sum(memory["weights"])
 
 
 def squared_gradients(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # strategies plan trainings before JAX is there
     from lrdist_keras.training.frozen_groups import FrozenGroups
     from lrdist_keras.training.penalties import (
         AnnealedPull,
+        DarkExperience,
         Distillation,
         QuadraticPenalty,
     )
@@ -34,6 +35,8 @@ class Terms(NamedTuple):
         penalty: On weights.
         pull: RecAdam's pull to the weights before.
         distillation: The distillation term of learning without forgetting.
+        dark_experience: The terms of DER++, of the memory that each batch then has. A
+            probe leaves them out.
         head_steps: For moments that go on from task to task: the steps done before on
             each active head, float32, shape [heads]. Adam corrects its bias by them.
         frozen: The groups that are not trained; None for none of them.
@@ -42,6 +45,7 @@ class Terms(NamedTuple):
     penalty: QuadraticPenalty | None = None
     pull: AnnealedPull | None = None
     distillation: Distillation | None = None
+    dark_experience: DarkExperience | None = None
     head_steps: Any = None
     frozen: FrozenGroups | None = None
 
@@ -56,27 +60,68 @@ class TrainingSet:
             [examples]; None where there is one active head.
         teacher: For distillation: the old model's logits for each old head, each of
             shape [examples, classes].
+        memory: Examples of earlier tasks, of which each batch has some beside its own.
     """
 
     encoded: Encoded
     head: np.ndarray | None = None
     teacher: tuple[np.ndarray, ...] = ()
+    memory: Memory | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
 
+    @property
+    def shown(self) -> Encoded:
+        """All that a training shows to the encoder: the examples and the memory."""
+        if self.memory is None:
+            return self.encoded
+        return mixed([self.encoded, self.memory.examples.encoded]).encoded
+
     def narrowed(self, rows: UsedRows) -> TrainingSet:
         """Returns the same examples, with the number of its row for each token."""
-        return replace(self, encoded=rows.narrowed(self.encoded))
+        memory = self.memory and self.memory.narrowed(rows)
+        return replace(self, encoded=rows.narrowed(self.encoded), memory=memory)
 
     def arrays(self, indices: np.ndarray, length: int) -> dict[str, Any]:
-        """Returns a batch, see `Encoded.arrays`, with each example's `head`."""
+        """Returns a batch, see `Encoded.arrays`, with each example's `head`.
+
+        Where there is a memory, the batch has another one, `memory`, with an example
+        for each of its own; a row of padding has padding there, too.
+        """
         inputs: dict[str, Any] = self.encoded.arrays(indices, length)
         if self.head is not None:
             inputs["head"] = self.head[indices]
         if self.teacher:
             inputs["teacher"] = [logits[indices] for logits in self.teacher]
+        if self.memory is not None:
+            inputs["memory"] = self.memory.arrays(indices)
         return inputs
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Examples of earlier tasks that batches of new examples have beside their own.
+
+    Args:
+        examples: They, with the head that each belongs to.
+        drawn: Which of them goes with each of the new examples, int64, shape [new
+            examples].
+        length: Tokens per row, the same for all batches, so that few programs do.
+    """
+
+    examples: TrainingSet
+    drawn: np.ndarray
+    length: int
+
+    def narrowed(self, rows: UsedRows) -> Memory:
+        """Returns the same examples, with the number of its row for each token."""
+        return replace(self, examples=self.examples.narrowed(rows))
+
+    def arrays(self, indices: np.ndarray) -> dict[str, Any]:
+        """Returns what goes with these new examples, see `TrainingSet.arrays`."""
+        beside = np.where(indices >= 0, self.drawn[indices], -1)
+        return self.examples.arrays(beside, self.length)
 
 
 def mixed(parts: Sequence[Encoded]) -> TrainingSet:
@@ -133,6 +178,7 @@ class Stage:
             self.active == (task,)
             and examples.head is None
             and not examples.teacher
+            and examples.memory is None
             and all(term is None for term in self.terms)
             and not self.probe
             and self.at_stop is None

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     MEMORY = 5
     ALPHA = 6
     ADAPTERS = 7
+    REPLAY = 8
 
 
 def generator(seed: int, purpose: Purpose, task: int) -> np.random.Generator:

@@ -192,7 +192,7 @@ class StageTrainer:
         total = steps_of(self.settings, len(stage.examples), tasks[i].epochs, budget)
         points = settings.curve_points if earlier else 0
         rows = None if self._moves_all(stage.terms) else course.rows
-        held = held_rows(self.step.encoder, stage.examples.encoded, rows)
+        held = held_rows(self.step.encoder, stage.examples.shown, rows)
         return _Training(
             stage=stage,
             held=held,

@@ -271,7 +271,15 @@ class Step:
             groups = [list(self.groups)[i] for i in self._group_of]
             weights = terms.frozen.stopped(weights, groups)
         features, new = self.encoder.features(weights, model_state, batch, True)
-        return self._loss_of(features, (weights, heads), batch, terms), new
+        total = self._loss_of(features, (weights, heads), batch, terms)
+        if (dark_experience := terms.dark_experience) is not None:
+            memory, old_heads = batch["memory"], heads[:-1]
+            features, new = self.encoder.features(weights, new, memory, True)
+            logits = [_logits(features, head) for head in old_heads]
+            scores = [self._scores(of_head) for of_head in logits]
+            nll = negative_log_likelihood(scores, memory)
+            total += dark_experience(logits, nll, memory)
+        return total, new
 
     def probe_loss(
         self, model: tuple[list, list], model_state: list, batch: dict, terms: Terms

@@ -42,7 +42,7 @@ class Strategy(Section):
     adapts_the_encoder: ClassVar[bool] = False  # whether it has its own `encoder`
     trains_plainly: ClassVar[bool] = False  # whether all its trainings are plain's
     estimates_fisher: ClassVar[bool] = False  # whether `course.fisher` is asked for
-    moves_after_training: ClassVar[bool] = False  # whether `after_task` moves weights
+    moves_after_training: ClassVar[bool] = False  # whether `after_task` moves numbers
     # The most that a learning rate times `strength` may be.
     largest_rate_times_strength: ClassVar[float] = float("inf")
 

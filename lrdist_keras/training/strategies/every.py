@@ -13,8 +13,8 @@ from lrdist_keras.training.strategies.base import Strategy
 
 # The order in which messages name them; those that are not here follow.
 _ORDER = (
-    "plain frozen lp_ft ewc ewc_online ewc_pretraining l2_sp recadam replay lwf "
-    "wise_ft sfa lora joint single"
+    "plain frozen seq_star lp_ft ewc ewc_online ewc_pretraining l2_sp recadam replay "
+    "der++ lwf wise_ft sfa head_refit lora joint single"
 ).split()
 
 

@@ -32,6 +32,24 @@ class Frozen(Strategy):
         return [_probe(course, task, course.rates[task].rates["head"])]
 
 
+class SeqStar(Strategy):
+    """Trains the first task plainly and freezes the encoder for all later ones.
+
+    Of SEQ* (arXiv 2312.07887) these are the rules for tasks that have heads of their
+    own and are told apart: the encoder is frozen once it has warmed up, here by the
+    whole training of the first task, and old heads stay as they are. Its cosine
+    classifiers and its classes held ready are for tasks that share one head.
+    """
+
+    strategy: Literal["seq_star"] = "seq_star"
+
+    def stages(self, course: Course, task: int, memory: Any) -> list[Stage]:
+        """Returns the plain training, or later the head's at its learning rate."""
+        if not task:
+            return [course.plain(task)]
+        return [_probe(course, task, course.rates[task].rates["head"])]
+
+
 class LpFt(Strategy):
     """A probe, then fine-tuning from its head (arXiv 2202.10054).
 

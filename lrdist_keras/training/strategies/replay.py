@@ -46,20 +46,11 @@ class Replay(Strategy):
         Raises:
             ValueError: If a class of a task has too few examples.
         """
-        self.begin(course)
+        memories(course, self.examples_per_class)
 
     def begin(self, course: Course) -> list[Encoded]:
         """Returns what is kept of each task but the last."""
-        return [
-            memory(
-                course.subsets[i],
-                task.classes,
-                self.examples_per_class,
-                course.rng(Purpose.MEMORY, i),
-                task.name,
-            )
-            for i, task in enumerate(course.tasks[:-1])
-        ]
+        return memories(course, self.examples_per_class)
 
     def stages(self, course: Course, task: int, memory: list[Encoded]) -> list[Stage]:
         """Returns the training of a task and the memory, with all heads so far."""
@@ -67,6 +58,28 @@ class Replay(Strategy):
             return [course.plain(task)]
         examples = mixed([*memory[:task], course.subsets[task]])
         return [Stage(examples, tuple(range(task + 1)), course.rates[task])]
+
+
+def memories(course: Course, per_class: int) -> list[Encoded]:
+    """Draws what is kept of each task but the last: of one run always the same.
+
+    Args:
+        course: The run.
+        per_class: Examples of each class.
+
+    Raises:
+        ValueError: If a class has fewer examples.
+    """
+    return [
+        memory(
+            course.subsets[i],
+            task.classes,
+            per_class,
+            course.rng(Purpose.MEMORY, i),
+            task.name,
+        )
+        for i, task in enumerate(course.tasks[:-1])
+    ]
 
 
 def memory(
