@@ -285,6 +285,22 @@ def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
     assert "compat: no_shuffling" in shown.stdout.splitlines()
 
 
+def test_combine_by_arithmetic_means(tmp_path):
+    """Of rates 1 and 9 times the published ones the mean is 5 times them."""
+    rates, out = kenneweg2022().rates, tmp_path / "d.json"
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for file, scale in zip(files, (1, 9), strict=True):
+        file.write_text(trials_text({k: scale * v for k, v in rates.items()}))
+    result = lrdist("combine", *files, "--mean", "arithmetic", "--out", out)
+    assert result.returncode == 0, result.stderr
+    found = Distribution.load(out)
+    assert found.rates == pytest.approx({k: 5 * v for k, v in rates.items()})
+    assert found.provenance["mean"] == "arithmetic"
+    assert [of["mean"] for of in found.provenance["combined"]] == ["arithmetic"] * 2
+    message = refused("combine", *files, "--mean", "median", "--out", out)
+    assert "`mean` must be 'geometric' or 'arithmetic'" in message
+
+
 def test_combine_says_what_is_no_combination(tmp_path):
     one, out = tmp_path / "one.csv", tmp_path / "d.json"
     one.write_text(trials_text())

@@ -206,6 +206,46 @@ def test_over_pairs_is_the_geometric_mean():
     assert distribution.spread(pairs)["head"] == pytest.approx(100)
 
 
+def test_arithmetic_means_of_trials_and_of_pairs():
+    """Both means by hand: ranks 2, 0, 1 of the first pair, 0, 1 of the second."""
+    one, two = trials([1.0, 1.6, 1.2]), trials([1.4, 1.3])
+    by_hand = []
+    for of_pair, ranks in ((one, [2, 0, 1]), (two, [0, 1])):
+        total = [0.0] * 4
+        for rates, rank in zip(of_pair.rates, ranks, strict=True):
+            for group, rate in enumerate(rates):
+                total[group] += rate / 1.5**rank
+        weight = sum(1 / 1.5**rank for rank in ranks)
+        by_hand.append([x / weight for x in total])
+    pairs = [ranked_combination(t, 1.5, "arithmetic") for t in (one, two)]
+    for pair, expected in zip(pairs, by_hand, strict=True):
+        np.testing.assert_allclose(pair.values, expected, rtol=1e-12)
+        assert pair.provenance["mean"] == "arithmetic"
+    found = combine_pairs(pairs, mean="arithmetic")
+    expected = [(a + b) / 2 for a, b in zip(*by_hand, strict=True)]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+    assert found.provenance["mean"] == "arithmetic"
+    # It is never below the geometric one, and equal where all rates are.
+    geometric = combine_pairs([ranked_combination(t, 1.5) for t in (one, two)])
+    assert (found.values > geometric.values).all()
+    assert geometric.provenance["mean"] == "geometric"
+    assert "mean" not in ranked_combination(one).provenance
+    same = [flat(3e-5, SMALL)] * 2
+    np.testing.assert_allclose(
+        combine_pairs(same, "arithmetic").values, 3e-5, rtol=1e-12
+    )
+
+
+def test_a_mean_that_is_none():
+    for combine in (lambda m: combine_pairs([flat(1e-5, SMALL)], m), ranked_of_one):
+        with pytest.raises(ValueError, match="'geometric' or 'arithmetic'.*'median'"):
+            combine("median")
+
+
+def ranked_of_one(mean):
+    return ranked_combination(trials([1.0]), mean=mean)
+
+
 def test_pairs_of_other_schemes_do_not_combine():
     with pytest.raises(ValueError, match="one scheme"):
         combine_pairs([flat(1e-5, SMALL), flat(1e-5, Scheme(12))])

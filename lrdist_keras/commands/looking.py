@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -149,6 +149,13 @@ def combine(
     ],
     out: Annotated[Path, typer.Option(help="The distribution file to write.")],
     base: Annotated[float, typer.Option(help="Weights are base^-rank.")] = 1.8,
+    mean: Annotated[
+        str,
+        typer.Option(
+            help="geometric, as in the paper, or arithmetic: of the ranked trials of "
+            "each pair, and of the pairs."
+        ),
+    ] = "geometric",
     scheme: Annotated[
         str | None,
         typer.Option(help="layers/groups/rounding, if no scheme.json lies beside."),
@@ -172,11 +179,12 @@ def combine(
 
         _check_repeated(trials)
         given = None if scheme is None else Scheme.parse(scheme)
+        kind = cast(distribution.Mean, mean)  # `mean_rates` refuses what is none
         pairs = [
-            ranked_combination(read_trials(path, given), base)
+            ranked_combination(read_trials(path, given), base, kind)
             for path in _without(trials, leave_out or [])
         ]
-        combined = distribution.combine_pairs(pairs)
+        combined = distribution.combine_pairs(pairs, kind)
         spread = distribution.spread(pairs)
         combined.save(out)
     new_console().print(tables.spread_table(combined, pairs, spread))
