@@ -38,10 +38,11 @@ from lrdist_keras.settings import (
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.strategies.every import STRATEGIES, AnyStrategy
 
-# Keys of strategies in files of results, where all of them stand in every arm.
 _TAG = "strategy"
 _MOST_PROBLEMS = 20  # told of a file at once
-_KEYS = (
+# Keys of strategies that stand in every arm in files of results, null with the others.
+# Keys that came later stand only where they are set: older files stay what they are.
+_IN_EVERY_ARM = (
     "strength head_strength fisher_decay raw_text fisher_examples midpoint steepness "
     "probe_rate examples_per_class temperature alpha period rank"
 ).split()
@@ -52,8 +53,9 @@ def _homes(key: str) -> list[str]:
     return [n for n, s in STRATEGIES.items() if key in s.model_fields and key != _TAG]
 
 
-_KEYS += sorted(
-    {key for s in STRATEGIES.values() for key in s.model_fields} - {*_KEYS, _TAG}
+_KEYS = _IN_EVERY_ARM + sorted(
+    {key for s in STRATEGIES.values() for key in s.model_fields}
+    - {*_IN_EVERY_ARM, _TAG}
 )
 
 
@@ -130,8 +132,12 @@ class ArmSettings(Section):
     @model_serializer(mode="wrap")
     def _flat(self, handler: Any, info: Any) -> dict[str, Any]:
         content = handler(self)
-        own = content.pop(_TAG)
-        nothing = {} if info.exclude_none else dict.fromkeys(_KEYS)
+        own = {
+            key: value
+            for key, value in content.pop(_TAG).items()
+            if value is not None or key in _IN_EVERY_ARM
+        }
+        nothing = {} if info.exclude_none else dict.fromkeys(_IN_EVERY_ARM)
         return {**content, _TAG: self.strategy.name, **nothing, **own}
 
     @model_validator(mode="after")
