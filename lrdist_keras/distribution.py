@@ -167,15 +167,20 @@ class Distribution:
 
 def scheme_from_json(content: Mapping[str, Any]) -> Scheme | PatternScheme:
     """Reads the `scheme` entry of a distribution file, or a `scheme.json`."""
+    rule = (
+        "a scheme is {layers, encoder_groups, rounding}, {layers, layer_groups} or "
+        "{patterns}"
+    )
     try:
         if "patterns" in content:
             return PatternScheme(**content)
+        if "layer_groups" in content and (
+            content["layer_groups"] is None or set(content) > {"layers", "layer_groups"}
+        ):
+            raise InputError(f"{rule}. Received: {content!r}")
         return Scheme(**content)
     except TypeError as error:
-        raise InputError(
-            "a scheme is {layers, encoder_groups, rounding} or {patterns}. "
-            f"Received: {content!r}"
-        ) from error
+        raise InputError(f"{rule}. Received: {content!r}") from error
 
 
 def flat(rate: float, scheme: Scheme | PatternScheme = PAPER_SCHEME) -> Distribution:

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    model_serializer,
     model_validator,
 )
 
@@ -46,6 +47,7 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 Share = Annotated[float, Field(ge=0, le=1)]
+_Layers = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Section(BaseModel):
@@ -68,6 +70,8 @@ class ModelSettings(Section):
             Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
+        layer_groups: Instead of both: the number of consecutive layers of each encoder
+            group, from the bottom; `[1, 2, 9]` divides 12 layers in three groups.
     """
 
     preset: str
@@ -76,6 +80,26 @@ class ModelSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     encoder_groups: int = Field(default=8, ge=1)
     rounding: Literal["floor", "ceil"] = "floor"
+    layer_groups: tuple[_Layers, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way_to_divide_the_layers(self) -> Self:
+        given = sorted(self.model_fields_set & {"encoder_groups", "rounding"})
+        if self.layer_groups is not None and given:
+            raise InputError(
+                "`layer_groups` stands in place of `encoder_groups` and `rounding`; "
+                f"leave one or the other out. Received: {', '.join(given)} beside it"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_divides_the_layers(self, handler: Any) -> dict[str, Any]:
+        # Without groups of one's own, files are what they were before there were any.
+        content = handler(self)
+        without = {"layer_groups"}
+        if self.layer_groups is not None:
+            without = {"encoder_groups", "rounding"}
+        return {key: value for key, value in content.items() if key not in without}
 
 
 class DataSettings(Section):

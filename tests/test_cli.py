@@ -383,6 +383,19 @@ def test_groups_of_a_preset(tiny_preset):
     assert "--rounding" in refused("groups", tiny_preset, "--rounding", "up")
 
 
+def test_groups_of_a_preset_by_their_sizes(tiny_preset):
+    result = lrdist("groups", tiny_preset, "--layer-groups", "1,1")
+    assert result.returncode == 0, result.stderr
+    assert "scheme 2/1-1" in result.stdout and "encoder_2" in result.stdout
+    told = {
+        ("--layer-groups", "1,2"): "the 2 transformer layers",
+        ("--layer-groups", "1;1"): "joined by commas, such as 1,2,9. Received: '1;1'",
+        ("--layer-groups", "2", "--encoder-groups", "2"): "in place of",
+    }
+    for options, message in told.items():
+        assert message in refused("groups", tiny_preset, *options)
+
+
 def test_show_and_combine_name_what_is_not_there(tmp_path):
     assert "kenneweg2022_rounded" in refused("show", "kennewg")
     assert "holds no finished run" in refused("show", tmp_path)

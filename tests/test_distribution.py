@@ -18,6 +18,7 @@ from lrdist_keras.search.trials import Trials, ranked_combination, read_trials
 
 SMALL_FILE = """{"format": 1, "scheme": {"layers": 1}, "provenance": %s,
  "rates": {"embeddings": 1e-5, "encoder_1": 1e-5, "head": 1e-5}}"""
+SIZES = '{"format": 1, "scheme": {"layers": 2, %s}, "rates": {}}'
 SMALL = Scheme(2)  # embeddings, encoder_1, encoder_2, head
 
 
@@ -70,6 +71,35 @@ def test_resample_to_the_same_scheme_is_the_identity():
     assert kenneweg2022().resample(Scheme(12, 8, "ceil")) == kenneweg2022()
 
 
+def test_resample_to_sizes_and_from_them():
+    """Logarithms linearly between the centres of the ranges, held beyond the ends."""
+    own = Scheme(12, layer_groups=(1, 2, 9))
+    d = Distribution.in_order(own, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], {"x": 1})
+    even = d.resample(Scheme(6, 6))
+    # Centres (0.5, 2, 7.5) of 12, and (0.5, 1.5, …) of 6.
+    at = np.interp((np.arange(6) + 0.5) / 6, np.array([0.5, 2, 7.5]) / 12, [-5, -4, -3])
+    expected = [1e-6, *10**at, 1e-2]
+    np.testing.assert_allclose(even.values, expected, rtol=1e-12)
+    taken_from = {"layers": 12, "layer_groups": [1, 2, 9]}
+    assert even.provenance == {"x": 1, "resampled_from": taken_from}
+    found = kenneweg2022().resample(own)
+    centres = np.array([1, 2.5, 4, 5.5, 7, 8.5, 10, 11.5])
+    logs = np.log(kenneweg2022().values)
+    at = np.interp([0.5, 2, 7.5], centres, logs[1:-1])
+    expected = np.exp([logs[0], *at, logs[-1]])
+    np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+    assert d.resample(own) is d
+
+
+def test_files_of_schemes_by_number_stay_what_they_were():
+    assert kenneweg2022().to_json()["scheme"] == {
+        "layers": 12, "encoder_groups": 8, "rounding": "ceil",
+    }  # fmt: skip
+    assert list(kenneweg2022().to_json()) == [
+        "format", "scheme", "rates", "provenance",
+    ]  # fmt: skip
+
+
 def test_patterns_cannot_be_resampled():
     d = flat(1e-3, PatternScheme({"a": "a"}))
     with pytest.raises(ValueError, match="groups by pattern have no position"):
@@ -84,7 +114,12 @@ def test_rounded_preset():
 
 
 @pytest.mark.parametrize(
-    "scheme", [SMALL, PatternScheme({"b": ["x/*", "y"], "a": "z"})]
+    "scheme",
+    [
+        SMALL,
+        PatternScheme({"b": ["x/*", "y"], "a": "z"}),
+        Scheme(12, layer_groups=(1, 2, 9)),
+    ],
 )
 def test_file_round_trip(tmp_path, scheme):
     values = np.random.default_rng(0).uniform(1e-7, 1e-3, len(scheme.names))
@@ -125,6 +160,14 @@ def test_group_names_must_be_those_of_the_scheme():
         ('{"format": 1, "scheme": {"layers": 2}, "rates": {"head": NaN}}', "finite"),
         ('{"format": 1, "scheme": {"layers": 2}, "rates": {"head": 1}}', "Missing"),
         ('{"format": 1, "scheme": 3, "rates": {}}', "is not a distribution"),
+        (SIZES % '"layer_groups": [1, 2]', "add up to the 2 .* add up to 3"),
+        (SIZES % '"layer_groups": [2, 0]', "integers from 1"),
+        (SIZES % '"layer_groups": "2"', "a list of the number of layers"),
+        (SIZES % '"layer_groups": null', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "encoder_groups": 8', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "rounding": "floor"', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "depth": 2', "a scheme is"),
+        (SIZES.replace('"layers": 2, ', "") % '"layer_groups": [2]', "a scheme is"),
         (SMALL_FILE % '"from Bob"', '"provenance" must be'),
         (SMALL_FILE % "null", '"provenance" must be'),
         (SMALL_FILE % '{"x": NaN}', "must be finite"),

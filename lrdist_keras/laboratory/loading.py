@@ -35,7 +35,12 @@ from lrdist_keras.laboratory.task_data import (
     token_counts,
 )
 from lrdist_keras.models.bfloat16 import resolve_here
-from lrdist_keras.models.encoder import Encoder, find_preset, load_encoder
+from lrdist_keras.models.encoder import (
+    Encoder,
+    find_preset,
+    load_encoder,
+    scheme_of,
+)
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.printable import printable
 from lrdist_keras.training.compiler import keep_programs
@@ -151,6 +156,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     training = configuration.training
     model = configuration.model
     encoder = load_encoder(preset, model.dropout, resolve_here(model.precision))
+    scheme = scheme_of(encoder, model)
     tokenizer = load_tokenizer(preset, encoder.rows("token"))
     if (most := encoder.max_length) is not None and training.max_length > most:
         raise InputError(
@@ -160,13 +166,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     tasks = encode_tasks(configuration, texts, tokenizer)
     for name, task in tasks.items():
         _check_segments(name, encoder, task.train, task.validation)
-    trainer = SequentialTrainer(
-        encoder,
-        training,
-        configuration.model.encoder_groups,
-        configuration.model.rounding,
-        configuration.compat,
-    )
+    trainer = SequentialTrainer(encoder, training, scheme, configuration.compat)
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
 
 
