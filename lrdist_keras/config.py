@@ -32,6 +32,7 @@ from lrdist_keras.settings import (
     TaskSettings,
     TrainingSettings,
     UserPath,
+    check_faults,
     nearest,
     unique,
 )
@@ -297,7 +298,7 @@ class Configuration(Section):
             `bytes_literal_texts`: texts are wrapped as `b'…'`.
             `no_shuffling`: every epoch has the examples in the order of the data.
             `carry_moments`: Adam's moments go on from task to task, see
-            `lrdist_keras.training.carried_moments`.
+            `lrdist_keras.training.carried_moments`; not with `sgd`.
             `report_on_tuning_split`: a search is rewarded on the validation examples,
             which reports are of too, and trains on all training examples.
             `random_length_halving`: the length shift is a random halving.
@@ -351,6 +352,11 @@ class Configuration(Section):
     def _names_differ(cls, entries: list[Any]) -> list[Any]:
         unique([entry.name for entry in entries], "name")
         return entries
+
+    @model_validator(mode="after")
+    def _faults_are_of_the_optimizer(self) -> Self:
+        check_faults(self.compat, self.training)
+        return self
 
     @model_validator(mode="after")
     def _sequences_know_their_tasks(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -217,8 +217,10 @@ class TrainingSettings(Section):
     Args:
         epochs: Passes over the training examples of a task.
         batch_size: Examples per step.
-        optimizer: `adam`, as in the paper, or `adamw`.
+        optimizer: `adam`, as in the paper; `adamw`; or `sgd`, with momentum.
         weight_decay: Decoupled weight decay of `adamw`.
+        momentum: Momentum of `sgd`, in [0, 1), and of nothing else; it begins anew with
+            every training.
         max_length: Tokens per example at most, special tokens included.
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
@@ -230,8 +232,9 @@ class TrainingSettings(Section):
 
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     max_length: int = Field(default=128, ge=8)
     warmup: float = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -239,6 +242,35 @@ class TrainingSettings(Section):
     evaluation_batch_size: int = Field(default=16, ge=1)
     curve_points: int = Field(default=4, ge=0)
     curve_examples: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        if self.optimizer != "sgd" and "momentum" in self.model_fields_set:
+            raise InputError(
+                f"`momentum` goes with optimizer = 'sgd', not with '{self.optimizer}'"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_the_optimizers_own(self, handler: Any) -> dict[str, Any]:
+        # Files of the other optimizers are what they were before there was momentum.
+        content = handler(self)
+        without = "momentum" if self.optimizer != "sgd" else ""
+        return {key: value for key, value in content.items() if key != without}
+
+
+def check_faults(faults: Collection[Fault], training: TrainingSettings) -> None:
+    """Refuses faults of the authors' code that an optimizer cannot have.
+
+    Raises:
+        ValueError: If Adam's moments are to go on and there are none.
+    """
+    if "carry_moments" in faults and training.optimizer == "sgd":
+        raise InputError(
+            "the fault `carry_moments` is of Adam's moments, and sgd has none; take "
+            "training.optimizer = 'adam' or 'adamw', or name the other faults alone in "
+            "`compat`. Received: optimizer = 'sgd'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

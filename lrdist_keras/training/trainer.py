@@ -15,7 +15,7 @@ from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder
-from lrdist_keras.settings import Fault, TrainingSettings
+from lrdist_keras.settings import Fault, TrainingSettings, check_faults
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
@@ -56,6 +56,7 @@ class SequentialTrainer:
         compat: Collection[Fault] = (),
         compiler: Compiler | None = None,
     ) -> None:
+        check_faults(compat, settings)
         self.encoder = encoder
         self.settings = settings
         self.compat = compat
