@@ -128,6 +128,29 @@ def test_a_comparison_says_which_faults_were_on(config, tmp_path):
         assert printed.stdout.splitlines().count(line) == 1
 
 
+def test_groups_of_ones_own_with_sgd_and_a_share_go_on(config, tmp_path):
+    out = tmp_path / "out"
+    arms = (
+        '[{name="x", distribution="kenneweg2022", resample=true, rescale=0.1,'
+        ' strategy="replay", share=0.1}]'
+    )
+    settings = (f"arms={arms}", "model.layer_groups=[2]", "training.optimizer=sgd")
+    options = [part for text in (*settings, "seeds=[0]") for part in ("--set", text)]
+    result = lrdist("compare", config, "--out", out, *options)
+    assert result.returncode == 0, result.stderr
+    again = lrdist("compare", config, "--out", out, *options)
+    assert "1 runs are done already, 0 are left" in again.stdout, again.stderr
+    results = json.loads((out / "results.json").read_text())
+    found = results["distributions"]["x"]
+    assert found["scheme"] == {"layers": 2, "layer_groups": [2]}
+    assert list(found["rates"]) == ["embeddings", "encoder_1", "head"]
+    assert results["configuration"]["training"]["momentum"] == 0.9
+    assert results["configuration"]["arms"][0]["share"] == 0.1
+    other = [*options, "--set", "training.momentum=0.5"]
+    message = refused("compare", config, "--out", out, *other)
+    assert "What differs: training.momentum" in message
+
+
 def lines_of_runs(arms, seeds):
     def accuracy(arm, seed):
         found = 0.5 + arms.index(arm) / 10 + seed / 100
