@@ -57,7 +57,7 @@ def trainers_and_task(
     moved = [np.nextafter(w, np.float32(np.inf)) for w in exact.encoder.weights]
     encoder = replace(exact.encoder, weights=moved)
     found["float32, one rounding away"] = SequentialTrainer(
-        encoder, exact.settings, exact.scheme.encoder_groups, exact.scheme.rounding
+        encoder, exact.settings, exact.scheme
     )
     task = loaded.tasks["sst2"]
     order = np.random.default_rng(0).permutation(len(task.train))

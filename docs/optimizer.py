@@ -15,7 +15,13 @@ import keras
 import keras_hub
 import numpy as np
 
-from lrdist_keras import LayerwiseOptimizer, PatternScheme, Scheme, llrd
+from lrdist_keras import (
+    LayerwiseOptimizer,
+    PatternScheme,
+    Scheme,
+    llrd,
+    transformer_groups,
+)
 from lrdist_keras.optimizer import GradualUnfreezing
 
 rng = np.random.default_rng(0)
@@ -65,6 +71,18 @@ faster_head = LayerwiseOptimizer(
 )
 unfreezing = LayerwiseOptimizer(
     keras.optimizers.AdamW(2e-5), classifier, GradualUnfreezing(100, [1, 1, 1, 1])
+)
+
+# %% [markdown]
+# By default the transformer layers make eight groups, or one each where they are fewer.
+# Others are given by how many layers each has, from the bottom: `[1, 2, 9]` divides 12
+# layers in three; here both layers make one. `Scheme(2, layer_groups=[2])` is that of a
+# distribution for them.
+
+# %%
+_, in_one = transformer_groups(classifier, layer_groups=[2])
+slower_encoder = LayerwiseOptimizer(
+    keras.optimizers.AdamW(2e-5), in_one, {"encoder_1": 0.5}
 )
 
 # %% [markdown]

@@ -33,17 +33,21 @@ from lrdist_keras.settings import (
     TaskSettings,
     TrainingSettings,
     UserPath,
+    check_faults,
     nearest,
     unique,
+    without_unset,
 )
 from lrdist_keras.training.strategies.base import Strategy
 from lrdist_keras.training.strategies.every import STRATEGIES, AnyStrategy
 
-# Keys of strategies in files of results, where all of them stand in every arm.
 _TAG = "strategy"
 _MOST_PROBLEMS = 20  # told of a file at once
-_OF_RATES_FROM = ("rates_from", "head_rate")
-_KEYS = (
+# Keys of arms that came later stand in files of results only where they are set.
+_LATER = ("rates_from", "head_rate", "fast_head", "frozen")
+# Keys of strategies that stand in every arm in files of results, null with the others.
+# Keys that came later stand only where they are set: older files stay what they are.
+_IN_EVERY_ARM = (
     "strength head_strength fisher_decay raw_text fisher_examples midpoint steepness "
     "probe_rate examples_per_class temperature alpha period rank"
 ).split()
@@ -54,8 +58,9 @@ def _homes(key: str) -> list[str]:
     return [n for n, s in STRATEGIES.items() if key in s.model_fields and key != _TAG]
 
 
-_KEYS += sorted(
-    {key for s in STRATEGIES.values() for key in s.model_fields} - {*_KEYS, _TAG}
+_KEYS = _IN_EVERY_ARM + sorted(
+    {key for s in STRATEGIES.values() for key in s.model_fields}
+    - {*_IN_EVERY_ARM, _TAG}
 )
 
 
@@ -158,11 +163,14 @@ class ArmSettings(Section):
     @model_serializer(mode="wrap")
     def _flat(self, handler: Any, info: Any) -> dict[str, Any]:
         content = handler(self)
-        own = content.pop(_TAG)
-        for key in _OF_RATES_FROM:  # of arms without it files stay as they were
-            if content.get(key) is None:
-                content.pop(key, None)
-        nothing = {} if info.exclude_none else dict.fromkeys(_KEYS)
+        own = {
+            key: value
+            for key, value in content.pop(_TAG).items()
+            if value is not None or key in _IN_EVERY_ARM
+        }
+        content, own = (without_unset(part, _LATER) for part in (content, own))
+        nothing = {} if info.exclude_none else dict.fromkeys(_IN_EVERY_ARM)
+        return {**content, _TAG: self.strategy.name, **nothing, **own}
         return {**content, _TAG: self.strategy.name, **nothing, **own}
 
     @model_validator(mode="after")
@@ -386,7 +394,7 @@ class Configuration(Section):
             `bytes_literal_texts`: texts are wrapped as `b'…'`.
             `no_shuffling`: every epoch has the examples in the order of the data.
             `carry_moments`: Adam's moments go on from task to task, see
-            `lrdist_keras.training.carried_moments`.
+            `lrdist_keras.training.carried_moments`; not with `sgd`.
             `report_on_tuning_split`: a search is rewarded on the validation examples,
             which reports are of too, and trains on all training examples.
             `random_length_halving`: the length shift is a random halving.
@@ -418,6 +426,10 @@ class Configuration(Section):
     measures: MeasureSettings = MeasureSettings()
     report: ReportSettings = ReportSettings()
 
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, handler: Any) -> dict[str, Any]:
+        return without_unset(handler(self), ("first",))
+
     @field_validator("compat", mode="before")
     @classmethod
     def _all_faults_by_one_word(cls, compat: Any) -> Any:
@@ -442,6 +454,11 @@ class Configuration(Section):
     def _names_differ(cls, entries: list[Any]) -> list[Any]:
         unique([entry.name for entry in entries], "name")
         return entries
+
+    @model_validator(mode="after")
+    def _faults_are_of_the_optimizer(self) -> Self:
+        check_faults(self.compat, self.training)
+        return self
 
     @model_validator(mode="after")
     def _sequences_know_their_tasks(self) -> Self:

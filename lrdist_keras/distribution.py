@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lrdist_keras.groups import PatternScheme, Scheme
 from lrdist_keras.strict_json import parse_json
 
 FORMAT = 1
+Mean = Literal["geometric", "arithmetic"]
 PAPER_SCHEME = Scheme(12, 8, "ceil")
 _PAPER = "arXiv 2404.01317, the authors' train.py"
 
@@ -166,15 +167,20 @@ class Distribution:
 
 def scheme_from_json(content: Mapping[str, Any]) -> Scheme | PatternScheme:
     """Reads the `scheme` entry of a distribution file, or a `scheme.json`."""
+    rule = (
+        "a scheme is {layers, encoder_groups, rounding}, {layers, layer_groups} or "
+        "{patterns}"
+    )
     try:
         if "patterns" in content:
             return PatternScheme(**content)
+        if "layer_groups" in content and (
+            content["layer_groups"] is None or set(content) > {"layers", "layer_groups"}
+        ):
+            raise InputError(f"{rule}. Received: {content!r}")
         return Scheme(**content)
     except TypeError as error:
-        raise InputError(
-            "a scheme is {layers, encoder_groups, rounding} or {patterns}. "
-            f"Received: {content!r}"
-        ) from error
+        raise InputError(f"{rule}. Received: {content!r}") from error
 
 
 def flat(rate: float, scheme: Scheme | PatternScheme = PAPER_SCHEME) -> Distribution:
@@ -279,11 +285,18 @@ def get(name: str | os.PathLike[str]) -> Distribution:
     return Distribution.load(name)
 
 
-def combine_pairs(distributions: Sequence[Distribution]) -> Distribution:
-    """Combines the distributions of several pairs by their plain geometric mean.
+def combine_pairs(
+    distributions: Sequence[Distribution], mean: Mean = "geometric"
+) -> Distribution:
+    """Combines the distributions of several pairs by the plain mean of each group.
+
+    Args:
+        distributions: One of each pair.
+        mean: `"geometric"`, as in arXiv 2404.01317, or `"arithmetic"`, which large
+            rates draw up. The provenance says which.
 
     Raises:
-        ValueError: If there are none, or their schemes differ.
+        ValueError: If there are none, their schemes differ or the mean is unknown.
     """
     if not distributions:
         raise InputError("Combining needs at least one distribution. Received none.")
@@ -294,12 +307,35 @@ def combine_pairs(distributions: Sequence[Distribution]) -> Distribution:
                 "Only distributions of one scheme can be combined; resample the others "
                 f"first. Received: {scheme} and {other.scheme}"
             )
-    logs = np.log([d.values for d in distributions])
+    rates = np.array([d.values for d in distributions])
     return Distribution.in_order(
         scheme,
-        np.exp(logs.mean(axis=0)),
-        {"combined": [dict(d.provenance) for d in distributions]},
+        mean_rates(rates, lambda x: x.mean(axis=0), mean),
+        {"combined": [dict(d.provenance) for d in distributions], "mean": mean},
     )
+
+
+def mean_rates(
+    rates: np.ndarray, average: Callable[[np.ndarray], np.ndarray], mean: Mean
+) -> np.ndarray:
+    """Returns a mean of the rates of each group, shape [groups].
+
+    Args:
+        rates: Shape [distributions, groups].
+        average: From such an array to the average over its distributions.
+        mean: `"arithmetic"`, that of the rates, or `"geometric"`, of their logarithms.
+
+    Raises:
+        ValueError: If the mean is unknown.
+    """
+    if mean not in get_args(Mean):
+        raise InputError(
+            f"`mean` must be 'geometric' or 'arithmetic'. Received: mean={mean!r}"
+        )
+    if mean == "arithmetic":
+        return average(rates)
+    found: np.ndarray = np.exp(average(np.log(rates)))
+    return found
 
 
 def spread(distributions: Sequence[Distribution]) -> dict[str, float]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from glob import escape
 from typing import Any
 
 import keras
 
 from lrdist_keras.distribution import PRESETS, Distribution
-from lrdist_keras.groups import Groups, Scheme, normalize, transformer_groups
+from lrdist_keras.errors import InputError
+from lrdist_keras.groups import (
+    Groups,
+    Scheme,
+    normalize,
+    partition,
+    transformer_groups,
+)
 
 _BY_PATTERN = (
     "make a distribution for your groups: `Distribution(PatternScheme(groups), rates)` "
@@ -73,7 +82,17 @@ def fitted(
     scheme = distribution.scheme
     if not isinstance(scheme, Scheme):
         return distribution, normalize(scheme.patterns)
-    found, of_layers = _layers_of(model, scheme.encoder_groups, scheme.rounding)
+    if scheme.layer_groups is not None:
+        layers = _layers_of(model)[0].layers
+        if layers != scheme.layers:
+            raise ValueError(
+                f"The distribution is made for the scheme {scheme}, the model has "
+                f"{layers} layers; use `distribution.resample(Scheme({layers}))`, or "
+                f"resample it to `layer_groups` that add up to {layers}."
+            )
+    found, of_layers = _layers_of(
+        model, scheme.encoder_groups, scheme.rounding, scheme.layer_groups
+    )
     if found != scheme:
         raise ValueError(
             f"The distribution is made for the scheme {scheme}, the model has {found}; "
@@ -101,3 +120,63 @@ def _preset(name: str) -> Distribution:
             f"`Distribution.load`. Received: {name!r}"
         )
     return PRESETS[name]()
+
+
+def partition_trainable(
+    paths: Sequence[str], groups: Groups, saved: Sequence[int] | None = None
+) -> list[int]:
+    """Returns the group of each trainable variable.
+
+    Where layers are frozen a group may hold nothing; it keeps its place, with a warning
+    that names it.
+
+    Args:
+        paths: Paths of the variables.
+        groups: Ordered mapping from group name to pattern(s).
+        saved: The groups when the model was saved: a subclassed model that is loaded
+            has other paths.
+
+    Raises:
+        ValueError: If a path belongs to no group or to several.
+    """
+    try:
+        return partition(paths, groups)
+    except ValueError:
+        if saved and len(paths) == len(saved):
+            return list(saved)
+        indices = partition(paths, groups, allow_empty=True)
+    empty = "; ".join(
+        f"'{name}' ({', '.join(patterns)})"
+        for index, (name, patterns) in enumerate(normalize(groups).items())
+        if index not in indices
+    )
+    warnings.warn(
+        "A group matches no trainable variable: its layers are frozen, or its pattern "
+        f"is wrong. It has nothing to train. Found: {empty}",
+        stacklevel=3,
+    )
+    return indices
+
+
+def exact_patterns(
+    names: Sequence[Any], paths: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Returns groups with one pattern per variable, from the group of each.
+
+    Args:
+        names: Name of each variable's group.
+        paths: Path of each variable.
+
+    Raises:
+        ValueError: If a name is no string or empty.
+    """
+    patterns: dict[str, tuple[str, ...]] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                "`groups` as a function must return the name of a group for each "
+                f"variable. Received: {name!r} for '{path}'"
+            )
+        # With the leading slash it holds this variable and none that ends alike.
+        patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
+    return patterns

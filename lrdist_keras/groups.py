@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from glob import escape
+from itertools import accumulate
 from typing import Any, Literal
 
 from lrdist_keras.errors import InputError
@@ -18,6 +18,7 @@ Groups = Mapping[str, str | Sequence[str]]
 # No model has more; a damaged file may say so.
 MOST_LAYERS = 10_000
 MOST_GROUPS = 10_000
+_LONGEST = 200  # characters of what was received
 _LAYER = re.compile(r"(?:^|/)transformer_layer_(\d+)(?:/|$)")
 
 # KerasHub's names for them: `token_embedding`, `embeddings_layer_norm`, `embeddings`, …
@@ -32,7 +33,8 @@ class Scheme:
     counted from 0, encoder group i of E over L layers holds
     `range(r(L / E * (i - 1)), r(L / E * i))`, where r rounds down (arXiv 2404.01317,
     section 3: layers 1; 2,3; 4; … of 12 in 8 groups) or up (the authors' code: 1,2; 3;
-    4,5; …). A model with fewer layers than groups gets one group per layer.
+    4,5; …). A model with fewer layers than groups gets one group per layer. Groups of
+    your own are given by their sizes instead, as `layer_groups`.
 
     Two schemes are equal if they divide the same number of layers in the same way.
 
@@ -40,20 +42,29 @@ class Scheme:
         layers: Number of transformer layers L, at least 1.
         encoder_groups: Number of encoder groups E, at least 1.
         rounding: `"floor"` or `"ceil"`.
+        layer_groups: Number of consecutive layers of each encoder group, from the
+            bottom, adding up to L: (1, 2, 9) are the layers 1; 2,3; 4 to 12. It stands
+            in place of `encoder_groups`, which is then their number, and `rounding`.
 
     Raises:
-        ValueError: If a number is below 1 or above 10,000, or the rounding is unknown.
+        ValueError: If a number is below 1 or above 10,000, the rounding is unknown, or
+            `layer_groups` do not add up to the layers or stand beside what they stand
+            in place of.
+
+    Example:
+    >>> Scheme(12, layer_groups=(1, 2, 9)).names
+    ('embeddings', 'encoder_1', 'encoder_2', 'encoder_3', 'head')
     """
 
     layers: int
     encoder_groups: int = 8
     rounding: Literal["floor", "ceil"] = "floor"
+    layer_groups: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "encoder_groups"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (whole and 1 <= value <= MOST_LAYERS):
+            if not (_is_whole(value) and 1 <= value <= MOST_LAYERS):
                 raise InputError(
                     f"`{name}` must be an integer from 1 to {MOST_LAYERS}. "
                     f"Received: {name}={value!r}"
@@ -64,6 +75,17 @@ class Scheme:
                 f"Received: rounding={self.rounding!r}"
             )
         groups = min(self.encoder_groups, self.layers)
+        if self.layer_groups is not None:
+            sizes = _checked_sizes(self.layers, self.layer_groups)
+            groups = len(sizes)
+            if self.encoder_groups not in (8, groups) or self.rounding != "floor":
+                raise InputError(
+                    "`layer_groups` stand in place of `encoder_groups` and `rounding`; "
+                    "leave these out. Received: encoder_groups="
+                    f"{self.encoder_groups}, rounding={self.rounding!r}, "
+                    f"layer_groups={_shown(sizes)}"
+                )
+            object.__setattr__(self, "layer_groups", sizes)
         object.__setattr__(self, "encoder_groups", groups)
 
     @cached_property
@@ -72,6 +94,8 @@ class Scheme:
         total, groups = self.layers, self.encoder_groups
         up = groups - 1 if self.rounding == "ceil" else 0
         edges = [(total * i + up) // groups for i in range(groups + 1)]
+        if self.layer_groups is not None:
+            edges = [0, *accumulate(self.layer_groups)]
         return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False))
 
     @property
@@ -89,28 +113,74 @@ class Scheme:
         return hash(self.layer_ranges)
 
     def __str__(self) -> str:
-        return f"{self.layers}/{self.encoder_groups}/{self.rounding}"
+        # One group alone is that of the formula.
+        if self.layer_groups is None or self.encoder_groups == 1:
+            return f"{self.layers}/{self.encoder_groups}/{self.rounding}"
+        return f"{self.layers}/{'-'.join(map(str, self.layer_groups))}"
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
-        """Reads `layers/encoder_groups/rounding`, such as `12/8/ceil`."""
-        match = re.fullmatch(r"(\d+)/(\d+)/(floor|ceil)", text)
-        if match is None:
-            raise InputError(
-                "A scheme is written layers/encoder_groups/rounding with rounding "
-                f"'floor' or 'ceil', for example 12/8/ceil. Received: {text!r}"
-            )
-        return cls(
-            int(match[1]), int(match[2]), "ceil" if match[3] == "ceil" else "floor"
+        """Reads what `str` writes.
+
+        That is `layers/encoder_groups/rounding`, such as `12/8/ceil`, or the number of
+        layers and those of each group, such as `12/1-2-9`.
+        """
+        if match := re.fullmatch(r"(\d{1,9})/(\d{1,9})/(floor|ceil)", text):
+            rounding: Literal["floor", "ceil"]
+            rounding = "ceil" if match[3] == "ceil" else "floor"
+            return cls(int(match[1]), int(match[2]), rounding)
+        if match := re.fullmatch(r"(\d{1,9})/(\d{1,9}(?:-\d{1,9})+)", text):
+            sizes = tuple(map(int, match[2].split("-")))
+            return cls(int(match[1]), layer_groups=sizes)
+        raise InputError(
+            "A scheme is written layers/encoder_groups/rounding with rounding 'floor' "
+            "or 'ceil', for example 12/8/ceil, or layers/layer_groups, for example "
+            f"12/1-2-9. Received: {text[:_LONGEST]!r}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """The scheme as it stands in a distribution file."""
+        if self.layer_groups is not None:
+            return {"layers": self.layers, "layer_groups": list(self.layer_groups)}
         return {
             "layers": self.layers,
             "encoder_groups": self.encoder_groups,
             "rounding": self.rounding,
         }
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _checked_sizes(layers: int, sizes: Any) -> tuple[int, ...]:
+    """Returns the number of layers of each group of a user's own.
+
+    Raises:
+        ValueError: If they are not whole numbers of at least 1 that add up to `layers`.
+    """
+    is_list = isinstance(sizes, list | tuple) and len(sizes) > 0
+    if not (is_list and all(_is_whole(n) and 1 <= n <= MOST_LAYERS for n in sizes)):
+        raise InputError(
+            "`layer_groups` must be a list of the number of layers of each encoder "
+            f"group, from the bottom, integers from 1 to {MOST_LAYERS}. Received: "
+            f"layer_groups={_shown(sizes)}"
+        )
+    if (total := sum(sizes)) != layers:
+        raise InputError(
+            f"`layer_groups` must add up to the {layers} transformer layers that there "
+            f"are. Received: layer_groups={_shown(sizes)}, which add up to {total}"
+        )
+    return tuple(sizes)
+
+
+def _shown(sizes: Any) -> str:
+    """Returns what was received, as a list where it is one, and cut where it is long.
+
+    A damaged file may hold anything.
+    """
+    text = repr(list(sizes) if isinstance(sizes, tuple) else sizes)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 @dataclass(frozen=True)
@@ -233,68 +303,11 @@ def partition(
     return [hits[0] for hits in found]
 
 
-def partition_trainable(
-    paths: Sequence[str], groups: Groups, saved: Sequence[int] | None = None
-) -> list[int]:
-    """Returns the group of each trainable variable.
-
-    Where layers are frozen a group may hold nothing; it keeps its place, with a warning
-    that names it.
-
-    Args:
-        paths: Paths of the variables.
-        groups: Ordered mapping from group name to pattern(s).
-        saved: The groups when the model was saved: a subclassed model that is loaded
-            has other paths.
-
-    Raises:
-        ValueError: If a path belongs to no group or to several.
-    """
-    try:
-        return partition(paths, groups)
-    except ValueError:
-        if saved and len(paths) == len(saved):
-            return list(saved)
-        indices = partition(paths, groups, allow_empty=True)
-    empty = "; ".join(
-        f"'{name}' ({', '.join(patterns)})"
-        for index, (name, patterns) in enumerate(normalize(groups).items())
-        if index not in indices
-    )
-    warnings.warn(
-        "A group matches no trainable variable: its layers are frozen, or its pattern "
-        f"is wrong. It has nothing to train. Found: {empty}",
-        stacklevel=3,
-    )
-    return indices
-
-
-def exact_patterns(
-    names: Sequence[Any], paths: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Returns groups with one pattern per variable, from the group of each.
-
-    Args:
-        names: Name of each variable's group.
-        paths: Path of each variable.
-
-    Raises:
-        ValueError: If a name is no string or empty.
-    """
-    patterns: dict[str, tuple[str, ...]] = {}
-    for name, path in zip(names, paths, strict=True):
-        if not isinstance(name, str) or not name:
-            raise InputError(
-                "`groups` as a function must return the name of a group for each "
-                f"variable. Received: {name!r} for '{path}'"
-            )
-        # With the leading slash it holds this variable and none that ends alike.
-        patterns[name] = (*patterns.get(name, ()), f"/{escape(path)}")
-    return patterns
-
-
 def transformer_groups(
-    model: Any, encoder_groups: int = 8, rounding: Literal["floor", "ceil"] = "floor"
+    model: Any,
+    encoder_groups: int = 8,
+    rounding: Literal["floor", "ceil"] = "floor",
+    layer_groups: Sequence[int] | None = None,
 ) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
     """Derives the groups of a model that holds one KerasHub transformer.
 
@@ -307,18 +320,21 @@ def transformer_groups(
         model: A backbone, a task model on one, or any Keras model that contains one.
         encoder_groups: Number of encoder groups, see `Scheme`.
         rounding: `"floor"` or `"ceil"`, see `Scheme`.
+        layer_groups: Instead of both: the number of layers of each encoder group.
 
     Returns:
         The scheme, and an ordered mapping from group name to patterns. A group without
         variables is left out of the mapping: a bare RoBERTa backbone has no head.
 
     Raises:
-        ValueError: If the model has no such layers, or holds two such transformers.
+        ValueError: If the model has no such layers, holds two such transformers, or has
+            another number of layers than `layer_groups` add up to.
     """
     return path_groups(
         [v.path for v in model.trainable_variables],
         encoder_groups,
         rounding,
+        layer_groups,
         f"{type(model).__name__} '{getattr(model, 'name', '')}'",
     )
 
@@ -327,6 +343,7 @@ def path_groups(
     paths: Sequence[str],
     encoder_groups: int = 8,
     rounding: Literal["floor", "ceil"] = "floor",
+    layer_groups: Sequence[int] | None = None,
     what: str = "the paths",
 ) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
     """Derives the groups as `transformer_groups` does, from the variables' paths."""
@@ -343,7 +360,7 @@ def path_groups(
             f"one model; give the layers other names, then {remedy} "
             f"Received twice: {sorted({p for p in paths if paths.count(p) > 1})[:3]}"
         )
-    scheme = Scheme(max(layers) + 1, encoder_groups, rounding)
+    scheme = Scheme(max(layers) + 1, encoder_groups, rounding, layer_groups)
     groups: dict[str, tuple[str, ...]] = {
         "embeddings": (_EMBEDDINGS,),
         **{

@@ -27,14 +27,13 @@ from lrdist_keras.checkpoint import (
     skip,
 )
 from lrdist_keras.distribution import Distribution
-from lrdist_keras.fitting import check_recipe, fitted
-from lrdist_keras.groups import (
-    Groups,
+from lrdist_keras.fitting import (
+    check_recipe,
     exact_patterns,
-    normalize,
+    fitted,
     partition_trainable,
-    transformer_groups,
 )
+from lrdist_keras.groups import Groups, normalize, transformer_groups
 from lrdist_keras.multi_optimizer import multi_optimizer
 from lrdist_keras.multipliers import (
     GradualUnfreezing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    model_serializer,
     model_validator,
 )
 
@@ -46,12 +47,22 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 Share = Annotated[float, Field(ge=0, le=1)]
+_Layers = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Section(BaseModel):
     """A table of the file: unknown keys are errors, values stay as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def without_unset(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Returns a section's content without those of the keys that are not set.
+
+    They came later: files of results that do without them are what they were before.
+    """
+    unset = [key for key in keys if content.get(key) in (None, False, ())]
+    return {key: value for key, value in content.items() if key not in unset}
 
 
 class ModelSettings(Section):
@@ -71,6 +82,8 @@ class ModelSettings(Section):
         pooler: Whether the dense layer is trained that KerasHub's text classifiers have
             between the first token and the head, in the group `head`. Without it a head
             is one linear layer on the first token.
+        layer_groups: Instead of both: the number of consecutive layers of each encoder
+            group, from the bottom; `[1, 2, 9]` divides 12 layers in three groups.
     """
 
     preset: str
@@ -80,6 +93,27 @@ class ModelSettings(Section):
     encoder_groups: int = Field(default=8, ge=1)
     rounding: Literal["floor", "ceil"] = "floor"
     pooler: bool = False
+    layer_groups: tuple[_Layers, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_way_to_divide_the_layers(self) -> Self:
+        given = sorted(self.model_fields_set & {"encoder_groups", "rounding"})
+        if self.layer_groups is not None and given:
+            raise InputError(
+                "`layer_groups` stands in place of `encoder_groups` and `rounding`; "
+                f"leave one or the other out. Received: {', '.join(given)} beside it"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_divides_the_layers(self, handler: Any) -> dict[str, Any]:
+        # Without groups of one's own, files are what they were before there were any.
+        content = handler(self)
+        without = {"layer_groups"}
+        if self.layer_groups is not None:
+            without = {"encoder_groups", "rounding"}
+        content = {k: v for k, v in content.items() if k not in without}
+        return without_unset(content, ("pooler",))
 
 
 class DataSettings(Section):
@@ -135,6 +169,10 @@ class TaskSettings(Section):
     label: str | None = None
     trained: UserPath | None = None
     class_names: list[str] | None = None
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, handler: Any) -> dict[str, Any]:
+        return without_unset(handler(self), ("trained",))
 
     @model_validator(mode="after")
     def _fields_fit_the_source(self) -> Self:
@@ -211,8 +249,10 @@ class TrainingSettings(Section):
     Args:
         epochs: Passes over the training examples of a task.
         batch_size: Examples per step.
-        optimizer: `adam`, as in the paper, or `adamw`.
+        optimizer: `adam`, as in the paper; `adamw`; or `sgd`, with momentum.
         weight_decay: Decoupled weight decay of `adamw`.
+        momentum: Momentum of `sgd`, in [0, 1), and of nothing else; it begins anew with
+            every training.
         max_length: Tokens per example at most, special tokens included.
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
@@ -224,8 +264,9 @@ class TrainingSettings(Section):
 
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     max_length: int = Field(default=128, ge=8)
     warmup: float = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -233,6 +274,35 @@ class TrainingSettings(Section):
     evaluation_batch_size: int = Field(default=16, ge=1)
     curve_points: int = Field(default=4, ge=0)
     curve_examples: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        if self.optimizer != "sgd" and "momentum" in self.model_fields_set:
+            raise InputError(
+                f"`momentum` goes with optimizer = 'sgd', not with '{self.optimizer}'"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_the_optimizers_own(self, handler: Any) -> dict[str, Any]:
+        # Files of the other optimizers are what they were before there was momentum.
+        content = handler(self)
+        without = "momentum" if self.optimizer != "sgd" else ""
+        return {key: value for key, value in content.items() if key != without}
+
+
+def check_faults(faults: Collection[Fault], training: TrainingSettings) -> None:
+    """Refuses faults of the authors' code that an optimizer cannot have.
+
+    Raises:
+        ValueError: If Adam's moments are to go on and there are none.
+    """
+    if "carry_moments" in faults and training.optimizer == "sgd":
+        raise InputError(
+            "the fault `carry_moments` is of Adam's moments, and sgd has none; take "
+            "training.optimizer = 'adam' or 'adamw', or name the other faults alone in "
+            "`compat`. Received: optimizer = 'sgd'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

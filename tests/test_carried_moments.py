@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from lrdist_keras.training.adam import AdamState
 from lrdist_keras.training.carried_moments import CarriedMoments, bias_correction
+from lrdist_keras.training.optimizers import OptimizerState
 
 
 def state(counter, moments):
@@ -10,7 +10,7 @@ def state(counter, moments):
     moments = [*map(np.float32, moments)]
     half = len(moments) // 2
     rate = np.float32(0.1)
-    return AdamState(
+    return OptimizerState(
         np.ones(2), rate, np.int32(counter), moments[:half], moments[half:]
     )
 

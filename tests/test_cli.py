@@ -137,6 +137,29 @@ def test_a_comparison_says_which_faults_were_on(config, tmp_path):
         assert printed.stdout.splitlines().count(line) == 1
 
 
+def test_groups_of_ones_own_with_sgd_and_a_share_go_on(config, tmp_path):
+    out = tmp_path / "out"
+    arms = (
+        '[{name="x", distribution="kenneweg2022", resample=true, rescale=0.1,'
+        ' strategy="replay", share=0.1}]'
+    )
+    settings = (f"arms={arms}", "model.layer_groups=[2]", "training.optimizer=sgd")
+    options = [part for text in (*settings, "seeds=[0]") for part in ("--set", text)]
+    result = lrdist("compare", config, "--out", out, *options)
+    assert result.returncode == 0, result.stderr
+    again = lrdist("compare", config, "--out", out, *options)
+    assert "1 runs are done already, 0 are left" in again.stdout, again.stderr
+    results = json.loads((out / "results.json").read_text())
+    found = results["distributions"]["x"]
+    assert found["scheme"] == {"layers": 2, "layer_groups": [2]}
+    assert list(found["rates"]) == ["embeddings", "encoder_1", "head"]
+    assert results["configuration"]["training"]["momentum"] == 0.9
+    assert results["configuration"]["arms"][0]["share"] == 0.1
+    other = [*options, "--set", "training.momentum=0.5"]
+    message = refused("compare", config, "--out", out, *other)
+    assert "What differs: training.momentum" in message
+
+
 def lines_of_runs(arms, seeds):
     def accuracy(arm, seed):
         found = 0.5 + arms.index(arm) / 10 + seed / 100
@@ -303,6 +326,22 @@ def test_combine_writes_a_distribution_and_warns_of_a_wide_spread(tmp_path):
     assert "compat: no_shuffling" in shown.stdout.splitlines()
 
 
+def test_combine_by_arithmetic_means(tmp_path):
+    """Of rates 1 and 9 times the published ones the mean is 5 times them."""
+    rates, out = kenneweg2022().rates, tmp_path / "d.json"
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for file, scale in zip(files, (1, 9), strict=True):
+        file.write_text(trials_text({k: scale * v for k, v in rates.items()}))
+    result = lrdist("combine", *files, "--mean", "arithmetic", "--out", out)
+    assert result.returncode == 0, result.stderr
+    found = Distribution.load(out)
+    assert found.rates == pytest.approx({k: 5 * v for k, v in rates.items()})
+    assert found.provenance["mean"] == "arithmetic"
+    assert [of["mean"] for of in found.provenance["combined"]] == ["arithmetic"] * 2
+    message = refused("combine", *files, "--mean", "median", "--out", out)
+    assert "`mean` must be 'geometric' or 'arithmetic'" in message
+
+
 def test_combine_says_what_is_no_combination(tmp_path):
     one, out = tmp_path / "one.csv", tmp_path / "d.json"
     one.write_text(trials_text())
@@ -383,6 +422,19 @@ def test_groups_of_a_preset(tiny_preset):
     said = " ".join(result.stdout.split())
     assert "with a new head for 2 classes, not yet trained" in said
     assert "--rounding" in refused("groups", tiny_preset, "--rounding", "up")
+
+
+def test_groups_of_a_preset_by_their_sizes(tiny_preset):
+    result = lrdist("groups", tiny_preset, "--layer-groups", "1,1")
+    assert result.returncode == 0, result.stderr
+    assert "scheme 2/1-1" in result.stdout and "encoder_2" in result.stdout
+    told = {
+        ("--layer-groups", "1,2"): "the 2 transformer layers",
+        ("--layer-groups", "1;1"): "joined by commas, such as 1,2,9. Received: '1;1'",
+        ("--layer-groups", "2", "--encoder-groups", "2"): "in place of",
+    }
+    for options, message in told.items():
+        assert message in refused("groups", tiny_preset, *options)
 
 
 def test_show_and_combine_name_what_is_not_there(tmp_path):

@@ -237,7 +237,7 @@ def test_rates_that_were_found_stand_in_the_records(tmp_path, configuration):
     # As read from its folder; and it is no flat arm.
     again = comparison.prepare(configuration(arms), tmp_path / "out")
     assert not again.pending() and again.records() == records
-    assert comparison.paired_statistics(again.configuration, records).equal_p_s is None
+    assert paired_statistics(again.configuration, records).equal_p_s is None
 
 
 def test_rates_that_might_be_too_large_are_refused():

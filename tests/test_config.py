@@ -1,9 +1,14 @@
+import json
+
 import pytest
 
 from lrdist_keras import config
 from lrdist_keras.training.strategies.distillation import Lwf
 
 SEQUENCE = 'tasks = ["first", "second"]'
+MODEL = "[model]"
+EWC = 'strategy = "ewc"\nstrength = 10.0'
+REPLAY = 'strategy = "replay"\n'
 
 
 @pytest.fixture
@@ -149,6 +154,48 @@ def test_wrong_overrides(write, override, message):
         ('name = "small"', "", "the key 'name' is missing"),
         ('text = "text"', 'text = ["a", "b", "c"]', "the two of a pair"),
         ("[model]", "[model", "is not TOML"),
+        (MODEL, f"{MODEL}\nlayer_groups = []", "'model.layer_groups'.*at least 1"),
+        (MODEL, f"{MODEL}\nlayer_groups = [2, 0]", "'model.layer_groups.1'.*equal to"),
+        (MODEL, f"{MODEL}\nlayer_groups = [1.5]", "'model.layer_groups.0'.*integer"),
+        (MODEL, f"{MODEL}\nlayer_groups = 2", "'model.layer_groups'"),
+        (
+            MODEL,
+            f"{MODEL}\nlayer_groups = [2]\nencoder_groups = 8",
+            "'model': `layer_groups` stands in place of.*: encoder_groups beside it",
+        ),
+        (
+            MODEL,
+            f"{MODEL}\nlayer_groups = [2]\nrounding = 'floor'",
+            "'model': `layer_groups` stands in place of.*: rounding beside it",
+        ),
+        (
+            "epochs = 1",
+            "epochs = 1\nmomentum = 0.5",
+            "'training': `momentum` goes with optimizer = 'sgd', not with 'adam'",
+        ),
+        (
+            "epochs = 1",
+            "epochs = 1\nmomentum = 0.9\noptimizer = 'adamw'",
+            "`momentum` goes with .*'adamw'",
+        ),
+        (
+            "epochs = 1",
+            "epochs = 1\nmomentum = 1\noptimizer = 'sgd'",
+            "'training.momentum'.*less than 1",
+        ),
+        (
+            "epochs = 1",
+            "epochs = 1\noptimizer = 'sg'",
+            "'training.optimizer'.*'adam', 'adamw' or 'sgd'",
+        ),
+        ("strength = 10.0", "share = 0.1", "`share` goes with .* replay, not"),
+        (EWC, f"{REPLAY}share = 0", "'arms.1.share'.*greater than 0"),
+        (EWC, f"{REPLAY}share = 1.5", "'arms.1.share'.*equal to 1"),
+        (
+            EWC,
+            f"{REPLAY}share = 0.1\nexamples_per_class = 10",
+            "'arms.1'.*`share` stands in place of `examples_per_class`.*0.1.*10",
+        ),
         ("[model]", '[report]\nreference = "flta"\n[model]', "did you mean 'flat'"),
         ("[model]", '[report]\nrefrence = "flat"\n[model]', "'reference'"),
         (
@@ -210,6 +257,55 @@ def test_arms_of_the_newer_strategies(write):
     assert write(old, 'rate = 1e-2\nstrategy = "seq_star"').arms[1].is_flat
     refit = write(old, 'rate = 1e-2\nstrategy = "head_refit"').arms[1]
     assert refit.strategy.examples_per_class == 10
+
+
+def test_without_the_later_keys_files_of_results_are_what_they_were(write):
+    """So that a folder goes on, and a chief and its workers still agree."""
+    told = write(EWC, REPLAY).model_dump()
+    assert list(told["model"]) == [
+        "preset", "sha256", "dropout", "precision", "encoder_groups", "rounding",
+    ]  # fmt: skip
+    assert list(told["training"]) == [
+        "epochs", "batch_size", "optimizer", "weight_decay", "max_length", "warmup",
+        "schedule", "steps_per_call", "evaluation_batch_size", "curve_points",
+        "curve_examples",
+    ]  # fmt: skip
+    for arm in told["arms"]:
+        assert list(arm) == [
+            "name", "rate", "decay", "distribution", "resample", "rescale", "strategy",
+            "strength", "head_strength", "fisher_decay", "raw_text", "fisher_examples",
+            "midpoint", "steepness", "probe_rate", "examples_per_class", "temperature",
+            "alpha", "period", "rank",
+        ]  # fmt: skip
+    assert told["arms"][1]["examples_per_class"] == 10
+
+
+def test_the_later_keys_stand_in_files_of_results_and_are_read_again(write):
+    c = write(
+        EWC,
+        f"{REPLAY}share = 0.25",
+        "model.layer_groups=[1, 1]",
+        "training.optimizer=sgd",
+    )
+    told = json.loads(c.model_dump_json())
+    assert told["model"]["layer_groups"] == [1, 1]
+    assert not {"encoder_groups", "rounding"} & told["model"].keys()
+    assert told["training"]["momentum"] == 0.9
+    assert told["arms"][1]["share"] == 0.25
+    assert told["arms"][1]["examples_per_class"] is None
+    assert "share" not in told["arms"][0]
+    again = config.Configuration.model_validate(told)
+    assert again == c and again.model_dump() == c.model_dump()
+
+
+@pytest.mark.parametrize("compat", ['"paper"', '["carry_moments"]'])
+def test_moments_of_adam_do_not_go_on_in_sgd(write, compat):
+    overrides = (f"compat={compat}", "training.optimizer=sgd")
+    with pytest.raises(ValueError, match="`carry_moments` is of Adam's moments"):
+        write("", "", *overrides)
+    assert write("", "", *overrides[:1]).compat
+    others = 'compat=["no_shuffling"]'
+    assert write("", "", others, overrides[1]).training.optimizer == "sgd"
 
 
 def test_all_problems_are_told_at_once(write):

@@ -19,6 +19,7 @@ from lrdist_keras.search.trials import Trials, ranked_combination, read_trials
 
 SMALL_FILE = """{"format": 1, "scheme": {"layers": 1}, "provenance": %s,
  "rates": {"embeddings": 1e-5, "encoder_1": 1e-5, "head": 1e-5}}"""
+SIZES = '{"format": 1, "scheme": {"layers": 2, %s}, "rates": {}}'
 SMALL = Scheme(2)  # embeddings, encoder_1, encoder_2, head
 
 
@@ -97,6 +98,35 @@ def test_resample_to_the_same_scheme_is_the_identity():
     assert kenneweg2022().resample(Scheme(12, 8, "ceil")) == kenneweg2022()
 
 
+def test_resample_to_sizes_and_from_them():
+    """Logarithms linearly between the centres of the ranges, held beyond the ends."""
+    own = Scheme(12, layer_groups=(1, 2, 9))
+    d = Distribution.in_order(own, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2], {"x": 1})
+    even = d.resample(Scheme(6, 6))
+    # Centres (0.5, 2, 7.5) of 12, and (0.5, 1.5, …) of 6.
+    at = np.interp((np.arange(6) + 0.5) / 6, np.array([0.5, 2, 7.5]) / 12, [-5, -4, -3])
+    expected = [1e-6, *10**at, 1e-2]
+    np.testing.assert_allclose(even.values, expected, rtol=1e-12)
+    taken_from = {"layers": 12, "layer_groups": [1, 2, 9]}
+    assert even.provenance == {"x": 1, "resampled_from": taken_from}
+    found = kenneweg2022().resample(own)
+    centres = np.array([1, 2.5, 4, 5.5, 7, 8.5, 10, 11.5])
+    logs = np.log(kenneweg2022().values)
+    at = np.interp([0.5, 2, 7.5], centres, logs[1:-1])
+    expected = np.exp([logs[0], *at, logs[-1]])
+    np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+    assert d.resample(own) is d
+
+
+def test_files_of_schemes_by_number_stay_what_they_were():
+    assert kenneweg2022().to_json()["scheme"] == {
+        "layers": 12, "encoder_groups": 8, "rounding": "ceil",
+    }  # fmt: skip
+    assert list(kenneweg2022().to_json()) == [
+        "format", "scheme", "rates", "provenance",
+    ]  # fmt: skip
+
+
 def test_patterns_cannot_be_resampled():
     d = flat(1e-3, PatternScheme({"a": "a"}))
     with pytest.raises(ValueError, match="groups by pattern have no position"):
@@ -111,7 +141,12 @@ def test_rounded_preset():
 
 
 @pytest.mark.parametrize(
-    "scheme", [SMALL, PatternScheme({"b": ["x/*", "y"], "a": "z"})]
+    "scheme",
+    [
+        SMALL,
+        PatternScheme({"b": ["x/*", "y"], "a": "z"}),
+        Scheme(12, layer_groups=(1, 2, 9)),
+    ],
 )
 def test_file_round_trip(tmp_path, scheme):
     values = np.random.default_rng(0).uniform(1e-7, 1e-3, len(scheme.names))
@@ -152,6 +187,14 @@ def test_group_names_must_be_those_of_the_scheme():
         ('{"format": 1, "scheme": {"layers": 2}, "rates": {"head": NaN}}', "finite"),
         ('{"format": 1, "scheme": {"layers": 2}, "rates": {"head": 1}}', "Missing"),
         ('{"format": 1, "scheme": 3, "rates": {}}', "is not a distribution"),
+        (SIZES % '"layer_groups": [1, 2]', "add up to the 2 .* add up to 3"),
+        (SIZES % '"layer_groups": [2, 0]', "integers from 1"),
+        (SIZES % '"layer_groups": "2"', "a list of the number of layers"),
+        (SIZES % '"layer_groups": null', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "encoder_groups": 8', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "rounding": "floor"', "a scheme is"),
+        (SIZES % '"layer_groups": [2], "depth": 2', "a scheme is"),
+        (SIZES.replace('"layers": 2, ', "") % '"layer_groups": [2]', "a scheme is"),
         (SMALL_FILE % '"from Bob"', '"provenance" must be'),
         (SMALL_FILE % "null", '"provenance" must be'),
         (SMALL_FILE % '{"x": NaN}', "must be finite"),
@@ -231,6 +274,46 @@ def test_over_pairs_is_the_geometric_mean():
     pairs = [flat(1e-6, SMALL), flat(1e-4, SMALL)]
     np.testing.assert_allclose(combine_pairs(pairs).values, 1e-5, rtol=1e-12)
     assert distribution.spread(pairs)["head"] == pytest.approx(100)
+
+
+def test_arithmetic_means_of_trials_and_of_pairs():
+    """Both means by hand: ranks 2, 0, 1 of the first pair, 0, 1 of the second."""
+    one, two = trials([1.0, 1.6, 1.2]), trials([1.4, 1.3])
+    by_hand = []
+    for of_pair, ranks in ((one, [2, 0, 1]), (two, [0, 1])):
+        total = [0.0] * 4
+        for rates, rank in zip(of_pair.rates, ranks, strict=True):
+            for group, rate in enumerate(rates):
+                total[group] += rate / 1.5**rank
+        weight = sum(1 / 1.5**rank for rank in ranks)
+        by_hand.append([x / weight for x in total])
+    pairs = [ranked_combination(t, 1.5, "arithmetic") for t in (one, two)]
+    for pair, expected in zip(pairs, by_hand, strict=True):
+        np.testing.assert_allclose(pair.values, expected, rtol=1e-12)
+        assert pair.provenance["mean"] == "arithmetic"
+    found = combine_pairs(pairs, mean="arithmetic")
+    expected = [(a + b) / 2 for a, b in zip(*by_hand, strict=True)]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+    assert found.provenance["mean"] == "arithmetic"
+    # It is never below the geometric one, and equal where all rates are.
+    geometric = combine_pairs([ranked_combination(t, 1.5) for t in (one, two)])
+    assert (found.values > geometric.values).all()
+    assert geometric.provenance["mean"] == "geometric"
+    assert "mean" not in ranked_combination(one).provenance
+    same = [flat(3e-5, SMALL)] * 2
+    np.testing.assert_allclose(
+        combine_pairs(same, "arithmetic").values, 3e-5, rtol=1e-12
+    )
+
+
+def test_a_mean_that_is_none():
+    for combine in (lambda m: combine_pairs([flat(1e-5, SMALL)], m), ranked_of_one):
+        with pytest.raises(ValueError, match="'geometric' or 'arithmetic'.*'median'"):
+            combine("median")
+
+
+def ranked_of_one(mean):
+    return ranked_combination(trials([1.0]), mean=mean)
 
 
 def test_pairs_of_other_schemes_do_not_combine():

@@ -28,7 +28,7 @@ from lrdist_keras.distribution import (
     scheme_from_json,
 )
 from lrdist_keras.errors import InputError
-from lrdist_keras.groups import PatternScheme
+from lrdist_keras.groups import PatternScheme, Scheme
 from lrdist_keras.laboratory.inputs import Input, check_inputs
 from lrdist_keras.laboratory.records import read_runs
 from lrdist_keras.laboratory.run_folder import read_configuration
@@ -128,7 +128,11 @@ def folder(tmp_path_factory):
 
 
 PATTERNS = PatternScheme({"stem": "conv_*", "body": ["block_[0-5]", "x"], "head": "d"})
-DISTRIBUTIONS = [kenneweg2022().to_json(), flat(1e-4, PATTERNS).to_json()]
+SIZES = Scheme(12, layer_groups=(1, 2, 9))
+DISTRIBUTIONS = [
+    kenneweg2022().to_json(),
+    *(flat(1e-4, scheme).to_json() for scheme in (PATTERNS, SIZES)),
+]
 
 
 @given(content=damaged_json(DISTRIBUTIONS))
@@ -272,7 +276,7 @@ def test_tokenizers(checkpoint, name):
         (place / name).write_text(files[name])
 
 
-SCHEMES = [kenneweg2022().scheme.to_json(), PATTERNS.to_json()]
+SCHEMES = [s.to_json() for s in (kenneweg2022().scheme, PATTERNS, SIZES)]
 
 
 @given(content=damaged_json(SCHEMES))

@@ -1,8 +1,11 @@
+import json
 import math
 
 import keras
+import numpy as np
 import pytest
 
+from lrdist_keras.distribution import Distribution, kenneweg2022, scheme_from_json
 from lrdist_keras.groups import (
     PatternScheme,
     Scheme,
@@ -11,6 +14,7 @@ from lrdist_keras.groups import (
     path_groups,
     transformer_groups,
 )
+from lrdist_keras.optimizer import LayerwiseOptimizer
 
 
 def layers_of(scheme):
@@ -54,6 +58,70 @@ def test_scheme_text_and_json_round_trip():
     assert scheme == Scheme(12, 8, "ceil")
     assert str(scheme) == "12/8/ceil"
     assert Scheme(**scheme.to_json()) == scheme
+
+
+def test_groups_of_ones_own_are_given_by_their_sizes():
+    scheme = Scheme(12, layer_groups=[1, 2, 9])
+    assert layers_of(scheme) == [[1], [2, 3], [*range(4, 13)]]
+    assert scheme.names == (
+        "embeddings", "encoder_1", "encoder_2", "encoder_3", "head",
+    )  # fmt: skip
+    assert (scheme.encoder_groups, scheme.layer_groups) == (3, (1, 2, 9))
+    # What counts is what they divide, however that was said.
+    same = Scheme(12, layer_groups=(2, 1, 2, 1, 2, 1, 2, 1))
+    assert same == Scheme(12, 8, "ceil") and hash(same) == hash(Scheme(12, 8, "ceil"))
+    assert scheme not in (Scheme(12, 3), Scheme(12, layer_groups=(1, 9, 2)))
+
+
+@pytest.mark.parametrize(
+    "sizes, text", [((1, 2, 9), "12/1-2-9"), ((12,), "12/1/floor"), ((6, 6), "12/6-6")]
+)
+def test_sizes_as_text_and_json(sizes, text):
+    scheme = Scheme(12, layer_groups=sizes)
+    assert str(scheme) == text
+    assert Scheme.parse(text) == scheme
+    content = json.loads(json.dumps(scheme.to_json()))
+    assert content == {"layers": 12, "layer_groups": list(sizes)}
+    read = scheme_from_json(content)
+    assert read == scheme and read.layer_groups == sizes
+
+
+def test_schemes_by_number_are_written_as_ever():
+    expected = {"layers": 12, "encoder_groups": 8, "rounding": "ceil"}
+    assert list(Scheme(12, 8, "ceil").to_json().items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((1, 2, 8), r"add up to the 12 trans.*=\[1, 2, 8\], which add up to 11"),
+        ((12, 0), r"integers from 1 to 10000. Received: layer_groups=\[12, 0\]"),
+        ((13, -1), "integers from 1"),
+        ((6.0, 6.0), "integers from 1"),
+        ((True, 11), "integers from 1"),
+        ((), "a list of the number of layers"),
+        ("66", "a list of the number of layers.*'66'"),
+        (12, "a list of the number of layers.*=12"),
+        ((10**400, 1), "integers from 1"),
+        ([1] * 10**5, "add up to the 12.*…, which add up to 100000"),
+    ],
+)
+def test_sizes_that_are_none(sizes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Scheme(12, layer_groups=sizes)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("beside", [{"encoder_groups": 4}, {"rounding": "ceil"}])
+def test_sizes_stand_in_place_of_number_and_rounding(beside):
+    with pytest.raises(ValueError, match="`layer_groups` stand in place of"):
+        Scheme(12, layer_groups=(1, 2, 9), **beside)
+
+
+@pytest.mark.parametrize("text", ["12/1-2", "12/1-2-9/floor", "12/-1-13", "12/1--11"])
+def test_text_of_sizes_errors(text):
+    with pytest.raises(ValueError, match="add up|for example 12/1-2-9"):
+        Scheme.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +229,43 @@ def test_keras_hub_families(family):
     assert all("embedding" in path for path in found["embeddings"])
     layers = {p for p in paths if p.startswith("transformer_layer_")}
     assert found["encoder_2"] == layers - layer_1
+
+
+def small_bert(layers=3):
+    import keras_hub
+
+    return keras_hub.models.BertBackbone(11, layers, 2, 4, 8, max_sequence_length=8)
+
+
+def test_sizes_divide_the_layers_of_a_model():
+    model = small_bert()
+    scheme, groups = transformer_groups(model, layer_groups=(1, 2))
+    assert scheme == Scheme(3, layer_groups=(1, 2))
+    assert groups["encoder_1"] == ("transformer_layer_0",)
+    assert groups["encoder_2"] == ("transformer_layer_1", "transformer_layer_2")
+    paths = [v.path for v in model.trainable_variables]
+    assert path_groups(paths, layer_groups=[1, 2]) == (scheme, groups)
+    with pytest.raises(ValueError, match=r"3 transformer layers.*add up to 4"):
+        transformer_groups(model, layer_groups=(2, 2))
+
+
+def test_a_distribution_over_sizes_gives_each_layer_its_rate():
+    model = small_bert()
+    scheme = Scheme(3, layer_groups=(1, 2))
+    rates = Distribution.in_order(scheme, [1e-4, 2e-4, 4e-4, 1e-3])
+    build = LayerwiseOptimizer.from_distribution
+    optimizer = build(keras.optimizers.SGD, rates, model)
+    before = [np.array(v.value) for v in model.trainable_variables]
+    optimizer.apply([np.ones_like(w) for w in before], model.trainable_variables)
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        first, *_ = variable.path.split("/")
+        rate = {"transformer_layer_0": 2e-4, "pooled_dense": 1e-3}.get(first, 4e-4)
+        rate = 1e-4 if "embedding" in variable.path else rate
+        np.testing.assert_allclose(variable.value, old - rate, rtol=1e-5, atol=1e-7)
+    published = build(keras.optimizers.SGD, kenneweg2022().resample(scheme), model)
+    assert list(published.multipliers) == list(scheme.names)
+    with pytest.raises(ValueError, match=r"3/1-2, the model has 2 layers; .*Scheme\(2"):
+        build(keras.optimizers.SGD, rates, small_bert(2))
 
 
 def test_a_users_head_is_the_head_also_in_a_flat_functional_model():

@@ -11,6 +11,7 @@ from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer, uncut_lengths
 from lrdist_keras.distribution import flat
 from lrdist_keras.errors import InputError
+from lrdist_keras.groups import Scheme
 from lrdist_keras.laboratory import loading
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.training.strategies.plain import Plain
@@ -44,6 +45,14 @@ def test_a_sequence_of_tasks_is_its_tasks_in_its_order(load):
     found = loaded.shifted(sequence)
     assert list(found.tasks) == list(found.texts) == ["second", "first"]
     assert all(found.tasks[name] is loaded.tasks[name] for name in found.tasks)
+
+
+def test_the_layers_are_divided_as_the_configuration_says(load):
+    loaded, _ = load(SEQUENCE, "model.layer_groups=[2]")
+    assert loaded.trainer.scheme == Scheme(2, layer_groups=(2,))
+    assert list(loaded.trainer.groups) == ["embeddings", "encoder_1", "head"]
+    with pytest.raises(InputError, match=r"the 2 transformer layers.*add up to 12"):
+        load(SEQUENCE, "model.layer_groups=[1, 2, 9]")
 
 
 def test_halves_by_tokens_are_right_even_where_texts_are_cut(load, tiny_preset):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lrdist_keras import config
-from lrdist_keras.distribution import Distribution
+from lrdist_keras.distribution import Distribution, kenneweg2022
 from lrdist_keras.groups import Scheme
 from lrdist_keras.search.search import Search
 from lrdist_keras.search.space import make_oracle
@@ -41,15 +41,15 @@ rate = 1e-5
 """
 
 
-def prepared(folder, repeats=0, units=1, sampler="random"):
+def prepared(folder, repeats=0, units=1, sampler="random", scheme=SCHEME):
     """A search as `search.prepare` makes it, but for what trains."""
     path = folder / "c.toml"
     path.write_text(TOML.format(repeats=repeats, units=units, sampler=sampler))
     configuration = config.load(path)
-    oracle = make_oracle(configuration.search, SCHEME)
+    oracle = make_oracle(configuration.search, scheme)
     oracle._set_project_dir(str(folder / "out"), "search")
     oracle.verbose = 0
-    trainer = SimpleNamespace(scheme=SCHEME)
+    trainer = SimpleNamespace(scheme=scheme)
     return Search(configuration, folder / "out", trainer, [], oracle)
 
 
@@ -114,6 +114,23 @@ def test_a_trial_says_whether_it_learned(tmp_path):
 @pytest.mark.parametrize("budget", [1.0, 1 / 3])
 def test_a_run_whose_accuracies_are_not_finite_has_diverged(tmp_path, matrix, budget):
     assert math.isnan(evaluated(tmp_path, matrix, budget)["reward"])
+
+
+def test_a_search_over_groups_of_ones_own(tmp_path):
+    scheme = Scheme(12, layer_groups=(1, 2, 9))
+    search = prepared(tmp_path, scheme=scheme)
+    tried = [end(search) for _ in range(5)]
+    assert all(list(rates) == list(scheme.names) for rates in tried)
+    published = kenneweg2022().resample(scheme).rates
+    assert any(rates == pytest.approx(published) for rates in tried)
+    decayed = [5e-5 * 0.9**depth for depth in (13, 12, 10.5, 5, 0)]
+    assert any(list(rates.values()) == pytest.approx(decayed) for rates in tried)
+    search.save_results()
+    for name in ("distribution.json", "best.json"):
+        assert Distribution.load(search.folder / name).scheme == scheme
+    beside = json.loads((search.folder / "scheme.json").read_text())
+    assert beside == {"layers": 12, "layer_groups": [1, 2, 9]}
+    assert ranked_combination(read_trials(search.folder)).scheme == scheme
 
 
 def test_what_learned_nothing_is_not_recommended(tmp_path):

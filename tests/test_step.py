@@ -9,7 +9,7 @@ from trainer_cases import data
 
 from lrdist_keras.models.encoder import load_encoder, new_head
 from lrdist_keras.settings import TrainingSettings
-from lrdist_keras.training.adam import AdamState
+from lrdist_keras.training.optimizers import OptimizerState
 from lrdist_keras.training.plan import Terms
 from lrdist_keras.training.step import Clock, negative_log_likelihood
 from lrdist_keras.training.trainer import SequentialTrainer
@@ -32,11 +32,19 @@ def test_each_example_is_judged_by_its_own_head():
 
 def test_adams_state_is_that_of_the_optimizer_by_name():
     variables = [np.full(2, 1.0), np.int32(4), np.float32(0.5), "m0", "v0", "m1", "v1"]
-    state = AdamState.of(variables)
+    state = OptimizerState.of(variables)
     assert state.iterations == 4 and state.learning_rate == 0.5
     assert (state.first, state.second) == (["m0", "m1"], ["v0", "v1"])
     assert state.variables[3:] == variables[3:]
     assert state.variables[1:3] == variables[1:3]
+
+
+@pytest.mark.parametrize("moments", [["m0", "m1"], []], ids=["momentum", "without"])
+def test_the_state_of_sgd_has_one_moment_or_none(moments):
+    variables = [np.full(2, 1.0), np.int32(4), np.float32(0.5), *moments]
+    state = OptimizerState.of(variables, is_adam=False)
+    assert (state.first, state.second) == (moments, [])
+    assert state.variables[3:] == moments and state.variables[1:3] == variables[1:3]
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -5,13 +7,14 @@ import pytest
 
 from lrdist_keras.config import ArmSettings
 from lrdist_keras.data.batches import Encoded
+from lrdist_keras.training.run import TaskData, generator, training_subset
 from lrdist_keras.training.strategies.averaging import (
     average,
     averaging_steps,
     best_alpha,
 )
 from lrdist_keras.training.strategies.every import STRATEGIES
-from lrdist_keras.training.strategies.replay import memory
+from lrdist_keras.training.strategies.replay import Replay, memory
 
 
 def encoded(labels, first_id=10):
@@ -33,6 +36,64 @@ def test_a_memory_is_k_of_each_class_in_their_order():
     assert other.lengths.tolist() != kept.lengths.tolist()
     with pytest.raises(ValueError, match="at most the 3 .* class of 'a'. Received: 4"):
         memory(encoded(labels), 3, 4, np.random.default_rng(0), "a")
+
+
+def test_the_share_of_a_task_is_counted_before_it_is_drawn():
+    """round(share n) by largest remainders, and one more of a class that has none."""
+    labels = np.repeat([0, 1, 3], [60, 30, 2])
+    of_all = TaskData("a", encoded(labels), encoded([0]), 4, None, 1)
+    for share, kept in ((0.1, 6 + 3 + 1), (0.5, 30 + 15 + 1), (1.0, 92)):
+        first, second = Replay(share=share).plan([of_all, of_all])
+        assert first.examples == (92,) and second.examples == (92 + kept,)
+    # A run's subset of 46 has 30, 15 and 1 examples of the classes.
+    of_half = replace(of_all, train_examples=46)
+    plan = Replay(share=0.1).plan([of_half, of_half, of_all])
+    assert [visit.examples for visit in plan] == [(46,), (46 + 6,), (92 + 12,)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share, train_examples", [(0.1, None), (0.3, 46), (0.02, 46)])
+def test_what_is_drawn_has_the_size_of_the_plan(seed, share, train_examples):
+    labels = np.random.default_rng(5).permutation(np.repeat([0, 1, 3], [60, 30, 2]))
+    task = TaskData("a", encoded(labels), encoded([0]), 4, train_examples, 1)
+    strategy, tasks = Replay(share=share), [task, task, task]
+    course = SimpleNamespace(
+        tasks=tasks,
+        subsets=[training_subset(t, seed, i) for i, t in enumerate(tasks)],
+        rng=lambda purpose, i: generator(seed, purpose, i),
+    )
+    strategy.check(course)
+    kept = strategy.begin(course)
+    sizes = [len(of_task) for of_task in kept]
+    for i, visit in enumerate(strategy.plan(tasks)):
+        assert visit.examples == (task.size + sum(sizes[:i]),)
+    for of_task, subset in zip(kept, course.subsets, strict=False):
+        there, found = (np.bincount(x.labels, minlength=4) for x in (subset, of_task))
+        assert (found[there > 0] >= 1).all() and (found <= there).all()
+        assert (np.abs(found - share * there) <= 1).all()
+        assert (np.diff(of_task.lengths) > 0).all()  # lengths are positions here
+        assert set(of_task.lengths) <= set(subset.lengths)
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    task = TaskData("a", encoded([0, 1] * 10), encoded([0]), 2, None, 1)
+    course = SimpleNamespace(
+        tasks=[task, task],
+        subsets=[task.train] * 2,
+        rng=lambda purpose, i: generator(0, purpose, i),
+    )
+    with pytest.raises(ValueError, match="one of the 20 .* of 'a'. Received: 0.02,"):
+        Replay(share=0.02).check(course)
+    Replay(share=0.03).check(course)
+
+
+def test_a_memory_has_one_size():
+    assert Replay().examples_per_class == 10 and Replay().share is None
+    assert Replay(share=0.1).examples_per_class is None
+    with pytest.raises(ValueError, match="stands in place of `examples_per_class`"):
+        Replay(share=0.1, examples_per_class=10)
+    with pytest.raises(ValueError, match="needs `examples_per_class` or `share`"):
+        Replay(examples_per_class=None)
 
 
 def test_an_average_and_its_ends():

@@ -28,6 +28,15 @@ def test_stratified_keeps_the_proportions(count):
     assert (np.abs(found - count * np.array([0.6, 0.3, 0.1])) < 1).all()
 
 
+@pytest.mark.parametrize("count, expected", [(0, [1, 1, 1]), (10, [10, 1, 1])])
+def test_stratified_with_one_of_each_class_at_least(count, expected):
+    labels = np.repeat([0, 1, 3], [960, 30, 10])
+    chosen = sampling.stratified(labels, count, np.random.default_rng(0), least=1)
+    assert np.bincount(labels[chosen])[[0, 1, 3]].tolist() == expected
+    assert (np.diff(chosen) > 0).all()
+    assert sampling.class_sizes(labels, count, least=20)[3] == 10
+
+
 def test_stratified_is_seeded_and_limited():
     labels = np.repeat([0, 1], 50)
     first, again, other = (

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trainer_cases import task, trained
+from trainer_cases import data, task, trained
 
 from lrdist_keras.data.batches import Encoded
 from lrdist_keras.distribution import flat
@@ -83,32 +83,48 @@ def encoder(preset):
 
 
 @pytest.mark.parametrize(
-    "strategy, dropout",
+    "strategy, dropout, optimizer",
     [
-        (Plain(), 0.0),
-        (Plain(), 0.2),
-        (Sfa(alpha=0.5, period=0.3), 0.0),
-        (Replay(examples_per_class=3), 0.0),
-        (DarkReplay(examples_per_class=3), 0.0),
-        (DarkReplay(examples_per_class=3), 0.2),
+        (Plain(), 0.0, "adam"),
+        (Plain(), 0.2, "adam"),
+        (Sfa(alpha=0.5, period=0.3), 0.0, "adam"),
+        (Replay(examples_per_class=3), 0.0, "adam"),
+        (DarkReplay(examples_per_class=3), 0.2, "adam"),
+        (Plain(), 0.0, "sgd"),
+        (Replay(share=0.2), 0.0, "sgd"),
     ],
-    ids=["plain", "dropout", "SFA", "replay", "DER++", "DER++ with dropout"],
+    ids=[
+        "plain",
+        "dropout",
+        "SFA",
+        "replay",
+        "DER++ with dropout",
+        "SGD",
+        "replay with SGD",
+    ],
 )
 def test_a_part_of_the_vocabulary_gives_the_same_weights(
-    preset, strategy, dropout, monkeypatch
+    preset, strategy, dropout, optimizer, monkeypatch
 ):
+    """Also where momentum moves rows whose token does not occur in a batch."""
     encoder = load_encoder(preset, dropout=dropout)
     settings = TrainingSettings(
-        batch_size=8, max_length=32, steps_per_call=3, curve_points=2
+        batch_size=8,
+        max_length=32,
+        steps_per_call=3,
+        curve_points=2,
+        optimizer=optimizer,
     )
-    tasks = [task("a", 0), task("b", 1)]
+    sizes = {"shortest": 4, "longest": 8} if optimizer == "sgd" else {}
+    tasks = [task(name, i, train=data(i, **sizes)) for i, name in enumerate("ab")]
+    rate = 0.3 if optimizer == "sgd" else 1e-2
     trainer = SequentialTrainer(encoder, settings)
-    part = trained(trainer, tasks, flat(1e-2, trainer.scheme), strategy)
+    part = trained(trainer, tasks, flat(rate, trainer.scheme), strategy)
     assert rows_of(trainer, "train_steps") == {32}
     monkeypatch.setattr(type(encoder), "token_embedding", None)
     whole = SequentialTrainer(encoder, settings)
     for one, two in zip(
-        part, trained(whole, tasks, flat(1e-2, whole.scheme), strategy), strict=True
+        part, trained(whole, tasks, flat(rate, whole.scheme), strategy), strict=True
     ):
         assert not np.array_equal(one[0], encoder.weights[0])
         for a, b in zip(one, two, strict=True):
@@ -119,10 +135,17 @@ def test_a_part_of_the_vocabulary_gives_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    "strategy", [Ewc(strength=1.0), L2Sp(strength=0.1, head_strength=0.1)]
+    "strategy, optimizer",
+    [
+        (Ewc(strength=1.0), "adam"),
+        (L2Sp(strength=0.1, head_strength=0.1), "adam"),
+        (L2Sp(strength=0.1, head_strength=0.1), "sgd"),
+    ],
 )
-def test_what_pulls_at_all_rows_holds_them_all(encoder, strategy):
-    settings = TrainingSettings(batch_size=8, max_length=32, curve_points=0)
+def test_what_pulls_at_all_rows_holds_them_all(encoder, strategy, optimizer):
+    settings = TrainingSettings(
+        batch_size=8, max_length=32, curve_points=0, optimizer=optimizer
+    )
     trainer = SequentialTrainer(encoder, settings)
     rates = flat(1e-2, trainer.scheme)
     trained(trainer, [task("a", 0), task("b", 1)], rates, strategy)

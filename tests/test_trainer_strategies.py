@@ -128,6 +128,17 @@ def test_replay_of_everything_with_no_epochs_of_a_is_joint_training(runs):
     assert equal(weights[-1], expected[-1])
 
 
+def test_replay_of_a_share_is_that_of_as_many_of_each_class(runs):
+    """Of 24 examples, 12 of each class: all of them both ways, and a half."""
+    (one, by_number), (two, by_share) = (
+        runs("replay", examples_per_class=12),
+        runs("replay", share=1.0),
+    )
+    assert same(one, two) and equal(by_number[1], by_share[1])
+    _, half = runs("replay", share=0.5)
+    assert not equal(half[1], by_share[1])
+
+
 def test_replay_trains_the_heads_of_earlier_tasks_too(runs):
     (_, plain), (run, replay) = runs(), runs("replay", examples_per_class=6)
     assert same_row(run, runs()[0], 0)
@@ -297,6 +308,7 @@ EVERY = [
     ("replay", {"examples_per_class": 2}, {"examples_per_class": 3}),
     ("der++", {"examples_per_class": 2}, {"examples_per_class": 2, "alpha": 0.5}),
     ("head_refit", {"examples_per_class": 2}, {"examples_per_class": 3}),
+    ("replay", {"share": 0.1}, {"share": 0.4}),
     ("lwf", {"strength": 1.0}, {"strength": 2.0, "temperature": 3.0}),
     ("wise_ft", {"alpha": 0.3}, {"alpha": 0.6}),
     ("sfa", {"alpha": 0.3}, {"alpha": 0.6, "period": 0.3}),
@@ -365,6 +377,7 @@ def test_what_a_strategy_cannot_do_is_said_before_training(trainer, runs):
         (TASKS, of("replay", examples_per_class=13), "at most the 12.*Received: 13"),
         (TASKS, of("der++", examples_per_class=13), "at most the 12.*Received: 13"),
         (TASKS, of("head_refit", examples_per_class=13), "at most the 12.*Received"),
+        (TASKS, of("replay", share=0.02), "one of the 24 training.*Received: 0.02"),
         (TASKS, of("ewc_pretraining"), "needs `pretraining_fisher`"),
     ]
     for tasks, wanted, message in cases:

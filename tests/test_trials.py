@@ -187,6 +187,10 @@ SCHEMES = {
     "no patterns": '{"patterns": {}}',
     "patterns that are no text": '{"patterns": {"a": [1]}}',
     "patterns and layers": '{"patterns": {"a": "b"}, "layers": 1}',
+    "sizes of other layers": '{"layers": 2, "layer_groups": [1]}',
+    "sizes below one": '{"layers": 1, "layer_groups": [1, 0]}',
+    "sizes and a number": '{"layers": 1, "layer_groups": [1], "encoder_groups": 1}',
+    "very many sizes": '{"layers": 1, "layer_groups": [' + "1, " * 10**5 + "1]}",
 }
 
 
@@ -215,6 +219,21 @@ def test_a_scheme_of_very_many_groups_takes_no_memory(tmp_path, groups, wrong):
     with pytest.raises(InputError, match=wrong) as error:
         read_trials(tmp_path)
     assert len(str(error.value)) < 1000
+
+
+def test_trials_of_groups_of_ones_own(tmp_path):
+    scheme = Scheme(12, layer_groups=(1, 2, 9))
+    rates = {name: 1e-5 * (i + 1) for i, name in enumerate(scheme.names)}
+    write_trials(tmp_path, scheme, [{"p_s": 0.8, "p_o": 0.7, **rates}])
+    content = json.loads((tmp_path / "scheme.json").read_text())
+    assert content == {"layers": 12, "layer_groups": [1, 2, 9]}
+    found = read_trials(tmp_path)
+    assert found.scheme == scheme
+    assert ranked_combination(found).rates == pytest.approx(rates)
+    (tmp_path / "scheme.json").unlink()
+    with pytest.raises(InputError, match="If the file is of another scheme, name it"):
+        read_trials(tmp_path)
+    assert read_trials(tmp_path, Scheme.parse("12/1-2-9")).scheme == scheme
 
 
 def test_of_many_layers_in_few_groups_a_file_may_well_be(tmp_path):

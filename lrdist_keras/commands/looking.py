@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,9 @@ from lrdist_keras.commands.common import (
     print_statistics,
 )
 from lrdist_keras.errors import InputError
+
+if TYPE_CHECKING:
+    from lrdist_keras.settings import ModelSettings
 
 
 def check(
@@ -50,36 +53,31 @@ def groups(
     preset: Annotated[
         str, typer.Argument(help="KerasHub name, folder, or package://module/folder.")
     ],
-    encoder_groups: Annotated[int, typer.Option(help="Encoder groups.")] = 8,
-    rounding: Annotated[str, typer.Option(help="floor or ceil.")] = "floor",
+    encoder_groups: Annotated[
+        int | None, typer.Option(help="Encoder groups, 8 if not given.")
+    ] = None,
+    rounding: Annotated[
+        str | None, typer.Option(help="floor, if not given, or ceil.")
+    ] = None,
+    layer_groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Instead of both: layers of each encoder group, such as 1,2,9.",
+        ),
+    ] = None,
 ) -> None:
     """Prints the groups of a pretrained model."""
     with input_errors():
-        from pydantic import ValidationError
-
-        from lrdist_keras.config import ModelSettings, TrainingSettings
-        from lrdist_keras.models.encoder import find_preset, load_encoder
+        from lrdist_keras.models.encoder import find_preset, load_encoder, scheme_of
         from lrdist_keras.report.tables import group_tables
+        from lrdist_keras.settings import TrainingSettings
         from lrdist_keras.training.trainer import SequentialTrainer
 
-        try:
-            settings = ModelSettings.model_validate(
-                {
-                    "preset": preset,
-                    "encoder_groups": encoder_groups,
-                    "rounding": rounding,
-                }
-            )
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise InputError(
-                f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']}. "
-                f"Received: {problem['input']!r}"
-            ) from None
+        settings = _model_settings(preset, encoder_groups, rounding, layer_groups)
         encoder = load_encoder(find_preset(settings))
-        trainer = SequentialTrainer(
-            encoder, TrainingSettings(), encoder_groups, settings.rounding
-        )
+        scheme = scheme_of(encoder, settings)
+        trainer = SequentialTrainer(encoder, TrainingSettings(), scheme)
     console = new_console()
     (table,) = group_tables(trainer.group_table([2]), {})
     table.title = (
@@ -87,6 +85,44 @@ def groups(
         "not yet trained"
     )
     console.print(table)
+
+
+def _model_settings(
+    preset: str,
+    encoder_groups: int | None,
+    rounding: str | None,
+    layer_groups: str | None,
+) -> ModelSettings:
+    """Returns the section `[model]` that says what these options say.
+
+    Raises:
+        InputError: If a value breaks a rule; the message names the option.
+    """
+    from pydantic import ValidationError
+
+    from lrdist_keras.settings import ModelSettings
+
+    given: dict[str, Any] = {"encoder_groups": encoder_groups, "rounding": rounding}
+    if layer_groups is not None:
+        try:
+            given["layer_groups"] = tuple(map(int, layer_groups.split(",")))
+        except ValueError:
+            raise InputError(
+                "--layer-groups must be the number of layers of each encoder group, "
+                f"joined by commas, such as 1,2,9. Received: {layer_groups!r}"
+            ) from None
+    content = {key: value for key, value in given.items() if value is not None}
+    try:
+        return ModelSettings.model_validate({"preset": preset, **content})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = [str(part).replace("_", "-") for part in problem["loc"][:1]]
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"--{where[0]}: {message}. Received: {problem['input']!r}"
+            if where
+            else message
+        ) from None
 
 
 def show(
@@ -149,9 +185,19 @@ def combine(
     ],
     out: Annotated[Path, typer.Option(help="The distribution file to write.")],
     base: Annotated[float, typer.Option(help="Weights are base^-rank.")] = 1.8,
+    mean: Annotated[
+        str,
+        typer.Option(
+            help="geometric, as in the paper, or arithmetic: of the ranked trials of "
+            "each pair, and of the pairs."
+        ),
+    ] = "geometric",
     scheme: Annotated[
         str | None,
-        typer.Option(help="layers/groups/rounding, if no scheme.json lies beside."),
+        typer.Option(
+            help="layers/groups/rounding, or such as 12/1-2-9; if no scheme.json lies "
+            "beside."
+        ),
     ] = None,
     leave_out: Annotated[
         list[str] | None,
@@ -172,11 +218,12 @@ def combine(
 
         _check_repeated(trials)
         given = None if scheme is None else Scheme.parse(scheme)
+        kind = cast(distribution.Mean, mean)  # `mean_rates` refuses what is none
         pairs = [
-            ranked_combination(read_trials(path, given), base)
+            ranked_combination(read_trials(path, given), base, kind)
             for path in _without(trials, leave_out or [])
         ]
-        combined = distribution.combine_pairs(pairs)
+        combined = distribution.combine_pairs(pairs, kind)
         spread = distribution.spread(pairs)
         combined.save(out)
     new_console().print(tables.spread_table(combined, pairs, spread))

@@ -13,7 +13,11 @@ _LONGEST_PART = 60  # words; no phrase of SST-2 is longer
 
 
 def stratified(
-    labels: np.ndarray, count: int, rng: np.random.Generator, what: str = "`count`"
+    labels: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    what: str = "`count`",
+    least: int = 0,
 ) -> np.ndarray:
     """Draws a subset with the class proportions of the whole.
 
@@ -24,9 +28,11 @@ def stratified(
         count: Size of the subset.
         rng: Source of the draw.
         what: How errors call `count`.
+        least: Examples that each class gets at least, if it has as many; for their
+            sake the subset may be larger than `count`.
 
     Returns:
-        Indices in increasing order, shape [count].
+        Indices in increasing order, shape [sum of `class_sizes`].
 
     Raises:
         ValueError: If `count` is more than there are.
@@ -38,26 +44,28 @@ def stratified(
         )
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:number]
-        for label, number in enumerate(class_sizes(labels, count))
+        for label, number in enumerate(class_sizes(labels, count, least))
     ]
     return np.sort(np.concatenate(chosen))
 
 
-def class_sizes(labels: np.ndarray, count: int) -> np.ndarray:
+def class_sizes(labels: np.ndarray, count: int, least: int = 0) -> np.ndarray:
     """Returns how many examples of each class a stratified subset of this size has.
 
     Args:
         labels: Class numbers of the whole, shape [examples].
         count: Size of the subset, at most that of the whole.
+        least: Examples that each class gets at least, see `stratified`.
 
     Returns:
         int64, shape [largest class number + 1].
     """
-    share = np.bincount(labels) * (count / max(len(labels), 1))
+    there = np.bincount(labels)
+    share = there * (count / max(len(labels), 1))
     take = np.floor(share).astype(int)
     rest = np.argsort(take - share, kind="stable")[: count - take.sum()]
     take[rest] += 1
-    return take
+    return np.maximum(take, np.minimum(there, least))
 
 
 def shortage(counts: np.ndarray, names: Sequence[str] = ()) -> str | None:

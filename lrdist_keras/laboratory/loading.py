@@ -36,7 +36,12 @@ from lrdist_keras.laboratory.task_data import (
     token_counts,
 )
 from lrdist_keras.models.bfloat16 import resolve_here
-from lrdist_keras.models.encoder import Encoder, find_preset, load_encoder
+from lrdist_keras.models.encoder import (
+    Encoder,
+    find_preset,
+    load_encoder,
+    scheme_of,
+)
 from lrdist_keras.models.layer_features import FeatureReader
 from lrdist_keras.models.pooler import load_pooled
 from lrdist_keras.printable import printable
@@ -163,6 +168,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     model = configuration.model
     load_one = load_pooled if model.pooler else load_encoder
     encoder = load_one(preset, model.dropout, resolve_here(model.precision))
+    scheme = scheme_of(encoder, model)
     tokenizer = load_tokenizer(preset, encoder.rows("token"))
     if (most := encoder.max_length) is not None and training.max_length > most:
         raise InputError(
@@ -172,13 +178,7 @@ def load(configuration: Configuration, names: Collection[str]) -> Loaded:
     tasks = encode_tasks(configuration, texts, tokenizer)
     for name, task in tasks.items():
         _check_segments(name, encoder, task.train, task.validation)
-    trainer = SequentialTrainer(
-        encoder,
-        training,
-        configuration.model.encoder_groups,
-        configuration.model.rounding,
-        configuration.compat,
-    )
+    trainer = SequentialTrainer(encoder, training, scheme, configuration.compat)
     tasks = with_given(configuration, tasks, texts, encoder, tokenizer)
     return Loaded(configuration, trainer, tokenizer, tasks, texts)
 

@@ -17,6 +17,7 @@ from lrdist_keras._storage import digest, sha256_of_file
 from lrdist_keras.data.local_files import package_folder
 from lrdist_keras.data.preset_files import WEIGHTS, PresetFiles, check_folder
 from lrdist_keras.errors import InputError, MissingFile
+from lrdist_keras.groups import Scheme, path_groups
 from lrdist_keras.models.bert_stack import Stack, find_stack
 from lrdist_keras.models.bfloat16 import backbone_policy
 from lrdist_keras.printable import listed
@@ -252,6 +253,19 @@ def tell_unused_head(preset: str, pooled: bool = False) -> None:
     """
     if note := _unused_head(PresetFiles(preset), pooled):
         _say_once(note)
+
+
+def scheme_of(encoder: Encoder, settings: ModelSettings) -> Scheme:
+    """Returns how a configuration divides the layers of its encoder into groups.
+
+    Raises:
+        ValueError: If it divides another number of layers than the encoder has.
+    """
+    paths = [v.path for v in encoder.model.trainable_variables]
+    scheme, _ = path_groups(
+        paths, settings.encoder_groups, settings.rounding, settings.layer_groups
+    )
+    return scheme
 
 
 def new_head(classes: int, width: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -18,7 +18,9 @@ from lrdist_keras._storage import write_text
 from lrdist_keras.distribution import (
     PAPER_SCHEME,
     Distribution,
+    Mean,
     check_rate,
+    mean_rates,
     scheme_from_json,
 )
 from lrdist_keras.errors import InputError
@@ -277,26 +279,29 @@ def _check_columns(
         )
 
 
-def ranked_combination(trials: Trials, base: float = PAPER_BASE) -> Distribution:
+def ranked_combination(
+    trials: Trials, base: float = PAPER_BASE, mean: Mean = "geometric"
+) -> Distribution:
     """Combines the trials of one pair into a distribution.
 
     Per group exp(sum_r w_r log rate_r / sum_r w_r) with w_r = base^-r and r = 0, 1, …
-    the rank by reward, best first (arXiv 2404.01317, section 3).
+    the rank by reward, best first (arXiv 2404.01317, section 3); if `mean` is
+    `"arithmetic"`, sum_r w_r rate_r / sum_r w_r, and the provenance says so.
 
     Raises:
-        ValueError: If `base` is below 1.
+        ValueError: If `base` is below 1 or the mean is unknown.
     """
     if not (math.isfinite(base) and base >= 1):
         raise InputError(f"`base` must be at least 1. Received: base={base}")
     rates, _ = trials.ranked()
     weights = float(base) ** -np.arange(len(rates), dtype=float)
-    mean = weights @ np.log(rates) / weights.sum()
     return Distribution.in_order(
         trials.scheme,
-        np.exp(mean),
+        mean_rates(rates, lambda x: weights @ x / weights.sum(), mean),
         {
             "trials": trials.name,
             "base": base,
+            **({"mean": mean} if mean != "geometric" else {}),
             "ranked": len(rates),
             "not_learned": trials.ranked_without_learning(),
         },

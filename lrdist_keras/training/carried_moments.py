@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lrdist_keras.training.adam import AdamState
+from lrdist_keras.training.optimizers import OptimizerState
 
 
 @dataclass
@@ -35,7 +35,7 @@ class CarriedMoments:
     def __init__(self) -> None:
         self._parts: dict[int | None, _Part] = {}  # by task; None is the backbone
 
-    def put(self, state: AdamState, active: Sequence[int]) -> AdamState:
+    def put(self, state: OptimizerState, active: Sequence[int]) -> OptimizerState:
         """Returns the state of a new optimizer with what is kept in its place.
 
         Args:
@@ -62,7 +62,7 @@ class CarriedMoments:
         return np.array([self._steps(task) for task in active], np.float32)
 
     def keep(
-        self, state: AdamState, active: Sequence[int], steps: int, heads_only: bool
+        self, state: OptimizerState, active: Sequence[int], steps: int, heads_only: bool
     ) -> None:
         """Takes the moments from an optimizer at the end of a training.
 

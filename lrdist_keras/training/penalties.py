@@ -94,7 +94,8 @@ class AnnealedPull(NamedTuple):
 
     the last lines of algorithm 1 of arXiv 2004.12651, where k and s0 count steps; as
     shares they fit any budget. Like decoupled weight decay, the pull is no part of the
-    gradient: Adam would divide it away.
+    gradient: Adam would divide it away. Momentum of SGD keeps each gradient at the
+    lambda eta of its own step, as it does under a schedule.
 
     Args:
         anchor: The weights that are drawn to.

@@ -299,7 +299,7 @@ class StageTrainer:
     def _moves_all(self, terms: Terms) -> bool:
         """Returns whether a training moves embeddings of tokens that do not occur."""
         return (
-            self.settings.optimizer != "adam"
+            self.settings.optimizer == "adamw"
             or "carry_moments" in self.compat
             or terms.penalty is not None
             or terms.pull is not None

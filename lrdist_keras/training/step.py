@@ -14,9 +14,9 @@ from lrdist_keras.groups import Groups, partition
 from lrdist_keras.models.bfloat16 import in_precision
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.settings import Fault, TrainingSettings
-from lrdist_keras.training.adam import AdamState, Optimizers
 from lrdist_keras.training.carried_moments import bias_correction
 from lrdist_keras.training.compiler import Donated
+from lrdist_keras.training.optimizers import Optimizers, OptimizerState
 from lrdist_keras.training.penalties import squared_gradients
 from lrdist_keras.training.plan import Terms
 from lrdist_keras.training.schedule import schedule
@@ -33,13 +33,13 @@ class TrainState(Donated):
         heads: Kernel, shape [width, classes], and bias, shape [classes], of each head
             that is trained.
         model_state: The encoder's other variables, which are seeds of dropout.
-        optimizer: Adam's state for the weights, then for the heads.
+        optimizer: The optimizer's state for the weights, then for the heads.
     """
 
     weights: list[Any]
     heads: list[list[Any]]
     model_state: list[Any]
-    optimizer: AdamState
+    optimizer: OptimizerState
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +121,7 @@ class Step:
             list(weights),
             [list(head) for head in heads],
             list(model_state),
-            AdamState.of(variables),
+            self.optimizers.state(variables),
         )
 
     def train_steps(
@@ -344,7 +344,8 @@ class Step:
                 for k, (old, new) in enumerate(zip(values[count:], heads, strict=True))
             ]
         pairs = [heads[k : k + 2] for k in range(0, len(heads), 2)]
-        return TrainState(weights, pairs, state.model_state, AdamState.of(variables))
+        new = self.optimizers.state(variables)
+        return TrainState(weights, pairs, state.model_state, new)
 
 
 def negative_log_likelihood(logits: Sequence[Any], batch: dict[str, Any]) -> Any:

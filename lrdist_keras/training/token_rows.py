@@ -18,10 +18,12 @@ class UsedRows:
     """The part of the token embeddings that occurs in some examples.
 
     A token that does not occur has a gradient of exactly 0, and so, from moments of 0,
-    Adam moves its embedding by exactly 0 (arXiv 1412.6980, algorithm 1). A training
-    may then hold these rows alone and give the same weights, bit for bit, for less: of
-    BERT's 30,522 rows, a thousand texts use some thousands. It may not where anything
-    else moves a row: decay, a penalty, or moments from before.
+    Adam moves its embedding by exactly 0 (arXiv 1412.6980, algorithm 1). So does SGD:
+    its momentum moves a row that has no gradient now, but only one that had some before
+    in the same training, whose token occurs. A training may then hold these rows alone
+    and give the same weights, bit for bit, for less: of BERT's 30,522 rows, a thousand
+    texts use some thousands. It may not where anything else moves a row: decay, a
+    penalty, or moments from before.
 
     Args:
         position: Index of the token embeddings among the weights.

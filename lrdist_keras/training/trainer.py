@@ -17,7 +17,7 @@ from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder
 from lrdist_keras.printable import printable
-from lrdist_keras.settings import Fault, TrainingSettings
+from lrdist_keras.settings import Fault, TrainingSettings, check_faults
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
@@ -47,31 +47,33 @@ class SequentialTrainer:
     Args:
         encoder: The pretrained encoder.
         settings: How each task is trained.
-        encoder_groups: Number of encoder groups, see `lrdist_keras.groups.Scheme`.
-        rounding: `"floor"` or `"ceil"`, see `lrdist_keras.groups.Scheme`.
+        scheme: How the layers of the encoder are divided, such as `Scheme(12, 4)` or
+            `Scheme(12, layer_groups=(1, 2, 9))`; in 8 groups if None.
         compat: Faults of the authors' code to reproduce, see
             `lrdist_keras.config.Configuration`; those of training count here.
         compiler: That of another trainer of this process. Both together hold as many
             programs as one would.
+
+    Raises:
+        ValueError: If the scheme is of another number of layers than the encoder has,
+            or a fault is not one of the optimizer.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         settings: TrainingSettings,
-        encoder_groups: int = 8,
-        rounding: Any = "floor",
+        scheme: Scheme | None = None,
         compat: Collection[Fault] = (),
         compiler: Compiler | None = None,
     ) -> None:
+        check_faults(compat, settings)
         self.encoder = encoder
         self.settings = settings
         self.compat = compat
         paths = [v.path for v in encoder.model.trainable_variables]
-        self.scheme: Scheme
-        self.scheme, self.groups = path_groups(
-            [*paths, "head/kernel", "head/bias"], encoder_groups, rounding
-        )
+        paths += ["head/kernel", "head/bias"]
+        self.scheme, self.groups = _groups_of(paths, scheme)
         self.compiler = compiler or Compiler()
         self.step = Step(encoder, settings, self.groups, compat)
         self.evaluator = Evaluator(self.step, self.compiler)
@@ -246,8 +248,7 @@ class SequentialTrainer:
             self._adapted[key] = SequentialTrainer(
                 strategy.encoder(encoder),
                 self.settings,
-                self.scheme.encoder_groups,
-                self.scheme.rounding,
+                self.scheme,
                 self.compat,
                 self.compiler,
             )
@@ -374,3 +375,23 @@ def _check_begin(tasks: Sequence[TaskData], strategy: Strategy) -> None:
             f"'{printable(first.name)}'; give the task `train`, or choose another "
             "strategy."
         )
+
+
+def _groups_of(
+    paths: Sequence[str], scheme: Scheme | None
+) -> tuple[Scheme, dict[str, tuple[str, ...]]]:
+    """Returns the scheme of an encoder and the patterns of its groups.
+
+    Raises:
+        ValueError: If the encoder has another number of layers than the scheme.
+    """
+    if scheme is None:
+        return path_groups(paths)
+    division = scheme.encoder_groups, scheme.rounding, scheme.layer_groups
+    found, groups = path_groups(paths, *division)
+    if found != scheme:
+        raise InputError(
+            "`scheme` must divide as many transformer layers as the encoder has, "
+            f"{found.layers}. Received: {scheme}"
+        )
+    return scheme, groups

@@ -1,4 +1,4 @@
-"""The state of the optimizer, by name, and the optimizer that it is of."""
+"""The optimizers of trainings, and the state of one by name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from lrdist_keras.settings import TrainingSettings
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AdamState:
-    """What `LayerwiseOptimizer` around Adam keeps from step to step.
+class OptimizerState:
+    """What `LayerwiseOptimizer` keeps from step to step.
 
     Args:
         multipliers: Factor of the learning rate of each group, float32, shape [groups].
         learning_rate: Learning rate of the last step, a scalar.
         iterations: Steps done, a scalar, int32.
-        first: First moment of each variable, in the order of weights and heads.
-        second: Second moment of each variable.
+        first: Of each variable, in the order of weights and heads, Adam's first moment,
+            or the velocity of SGD: what it moved by in the last step. Empty where SGD
+            has no momentum.
+        second: Adam's second moment of each variable; empty with SGD.
     """
 
     multipliers: Any
@@ -37,16 +39,25 @@ class AdamState:
     second: list[Any]
 
     @classmethod
-    def of(cls, variables: Sequence[Any]) -> Self:
-        """Takes the values of `LayerwiseOptimizer.variables`, in their order."""
+    def of(cls, variables: Sequence[Any], is_adam: bool = True) -> Self:
+        """Takes the values of `LayerwiseOptimizer.variables`.
+
+        Args:
+            variables: The values, in their order.
+            is_adam: Whether each variable has two moments, which stand in turn.
+        """
         multipliers, iterations, rate, *moments = variables
+        if not is_adam:
+            return cls(multipliers, rate, iterations, moments, [])
         return cls(multipliers, rate, iterations, moments[::2], moments[1::2])
 
     @property
     def variables(self) -> list[Any]:
         """The values of `LayerwiseOptimizer.variables`, in their order."""
-        pairs = zip(self.first, self.second, strict=True)
-        moments = [moment for pair in pairs for moment in pair]
+        moments = self.first
+        if self.second:
+            pairs = zip(self.first, self.second, strict=True)
+            moments = [moment for pair in pairs for moment in pair]
         return [self.multipliers, self.iterations, self.learning_rate, *moments]
 
 
@@ -80,22 +91,30 @@ class Optimizers:
                 self._built[classes, rows] = self._new(classes, rows)
         return self._built[classes, rows]
 
+    def state(self, variables: Sequence[Any]) -> OptimizerState:
+        """Returns values of the variables of one of these optimizers, by name."""
+        return OptimizerState.of(variables, self.settings.optimizer != "sgd")
+
     def _new(self, classes: tuple[int, ...], rows: int | None) -> LayerwiseOptimizer:
-        settings, width = self.settings, self.encoder.width
-        inner = (
-            keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
-            if settings.optimizer == "adamw"
-            else keras.optimizers.Adam(1.0)
-        )
+        width = self.encoder.width
         variables = list(self.encoder.model.trainable_variables)
         if rows is not None and (i := self.encoder.token_embedding) is not None:
             variables[i] = _variable(variables[i].path, (rows, width))
         for count in classes:
             variables.append(_variable("head/kernel", (width, count)))
             variables.append(_variable("head/bias", (count,)))
-        optimizer = LayerwiseOptimizer(inner, self.groups)
+        optimizer = LayerwiseOptimizer(_inner(self.settings), self.groups)
         optimizer.build(variables)
         return optimizer
+
+
+def _inner(settings: TrainingSettings) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of a configuration, at the rate 1."""
+    if settings.optimizer == "adamw":
+        return keras.optimizers.AdamW(1.0, weight_decay=settings.weight_decay)
+    if settings.optimizer == "sgd":
+        return keras.optimizers.SGD(1.0, momentum=settings.momentum)
+    return keras.optimizers.Adam(1.0)
 
 
 def _variable(path: str, shape: tuple[int, ...]) -> keras.Variable:
