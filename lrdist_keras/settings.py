@@ -61,7 +61,7 @@ def without_unset(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any
 
     They came later: files of results that do without them are what they were before.
     """
-    unset = [key for key in keys if content.get(key) in (None, False, ())]
+    unset = {key for key in keys if not content.get(key)}
     return {key: value for key, value in content.items() if key not in unset}
 
 
