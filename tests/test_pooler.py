@@ -143,7 +143,7 @@ def test_frozen_groups_keep_their_bits_and_the_others_train_on(tiny_preset):
     rates = flat(1e-2, plain.scheme)
     frozen = STRATEGIES["plain"](frozen=("embeddings", "encoder_1"))
     found = trained(plain, tasks, rates, frozen)[0]
-    groups = [list(plain.groups)[i] for i in plain.step._group_of]
+    groups = [list(plain.groups)[i] for i in plain.step.group_of]
     for group, before, after in zip(groups, plain.encoder.weights, found, strict=False):
         same = np.array_equal(before, after)
         assert same == (group in ("embeddings", "encoder_1")), group
@@ -176,6 +176,43 @@ def test_nothing_is_computed_backwards_below_the_lowest_trained_group(tiny_prese
     whole = flops(Terms())
     part = flops(Terms(frozen=FrozenGroups(("embeddings", "encoder_1"))))
     assert part < 0.8 * whole
+
+
+def test_of_a_frozen_encoder_the_features_are_computed_once(tiny_preset, monkeypatch):
+    """With the whole encoder frozen, as a probe, against a loop that computes them."""
+    settings = TrainingSettings(
+        batch_size=8, max_length=32, steps_per_call=2, curve_points=2, **CONSTANT
+    )
+    plain = SequentialTrainer(load_encoder(str(tiny_preset)), settings)
+    tasks = [task(name, i, train=data(i, 40)) for i, name in enumerate("ab")]
+    everything = tuple(name for name in plain.groups if name != "head")
+    strategy = STRATEGIES["lwf"](frozen=everything)
+    evaluated, evaluate = [], plain.evaluator.evaluate
+
+    def counted(examples, weights, head):
+        evaluated.append(len(examples))
+        return evaluate(examples, weights, head)
+
+    plain.evaluator.evaluate = counted
+    rates = flat(1e-2, plain.scheme)
+    once = trained(plain, tasks, rates, strategy)[-1]
+    # Training and validation of a; then the teacher's answers, training and validation
+    # of b: what stays is not evaluated again.
+    assert evaluated == [40, 24, 40, 40, 24, 24]
+    probe = trained(plain, tasks, rates, STRATEGIES["frozen"]())[0]
+    kinds = {key[0] for key in plain.compiler._compiled}
+    assert plain.step.train_steps not in kinds
+    monkeypatch.setattr(plain.stages, "_sees_features", lambda *_: False)
+    every = trained(plain, tasks, rates, strategy)[-1]
+    count = len(plain.encoder.weights)
+    for before, one, other in zip(plain.encoder.weights, once, every, strict=False):
+        np.testing.assert_array_equal(one, before)
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(once[count:], every[count:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    again = trained(plain, tasks, rates, STRATEGIES["frozen"]())[0]
+    for one, other in zip(probe, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["head", "encoder_9"])

@@ -81,29 +81,36 @@ class Optimizers:
     def of(
         self, weights: Sequence[Any], heads: Sequence[Sequence[Any]]
     ) -> LayerwiseOptimizer:
-        """Returns the optimizer of variables of these shapes, always the same one."""
+        """Returns the optimizer of variables of these shapes, always the same one.
+
+        Without weights it is of the heads alone, in the one group `head`.
+        """
         classes = tuple(bias.shape[0] for _, bias in heads)
         where = self.encoder.token_embedding
-        rows = None if where is None else weights[where].shape[0]
-        if (classes, rows) not in self._built:
+        rows = None if where is None or not weights else weights[where].shape[0]
+        key = classes, rows, bool(weights)
+        if key not in self._built:
             # Its variables are numbers, also where this is being traced.
             with jax.ensure_compile_time_eval():
-                self._built[classes, rows] = self._new(classes, rows)
-        return self._built[classes, rows]
+                self._built[key] = self._new(*key)
+        return self._built[key]
 
     def state(self, variables: Sequence[Any]) -> OptimizerState:
         """Returns values of the variables of one of these optimizers, by name."""
         return OptimizerState.of(variables, self.settings.optimizer != "sgd")
 
-    def _new(self, classes: tuple[int, ...], rows: int | None) -> LayerwiseOptimizer:
+    def _new(
+        self, classes: tuple[int, ...], rows: int | None, of_all: bool
+    ) -> LayerwiseOptimizer:
         width = self.encoder.width
-        variables = list(self.encoder.model.trainable_variables)
+        variables = list(self.encoder.model.trainable_variables) if of_all else []
+        groups = self.groups if of_all else {"head": ("/head/kernel", "/head/bias")}
         if rows is not None and (i := self.encoder.token_embedding) is not None:
             variables[i] = _variable(variables[i].path, (rows, width))
         for count in classes:
             variables.append(_variable("head/kernel", (width, count)))
             variables.append(_variable("head/bias", (count,)))
-        optimizer = LayerwiseOptimizer(_inner(self.settings), self.groups)
+        optimizer = LayerwiseOptimizer(_inner(self.settings), groups)
         optimizer.build(variables)
         return optimizer
 

@@ -61,12 +61,15 @@ class TrainingSet:
         teacher: For distillation: the old model's logits for each old head, each of
             shape [examples, classes].
         memory: Examples of earlier tasks, of which each batch has some beside its own.
+        features: What the heads see of each example, where the encoder is not trained,
+            float32, shape [examples, width]; batches then hold them and no tokens.
     """
 
     encoded: Encoded
     head: np.ndarray | None = None
     teacher: tuple[np.ndarray, ...] = ()
     memory: Memory | None = None
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -89,7 +92,11 @@ class TrainingSet:
         Where there is a memory, the batch has another one, `memory`, with an example
         for each of its own; a row of padding has padding there, too.
         """
-        inputs: dict[str, Any] = self.encoded.arrays(indices, length)
+        inputs: dict[str, Any] = (
+            self.encoded.arrays(indices, length)
+            if self.features is None
+            else self._seen(indices, self.features)
+        )
         if self.head is not None:
             inputs["head"] = self.head[indices]
         if self.teacher:
@@ -97,6 +104,15 @@ class TrainingSet:
         if self.memory is not None:
             inputs["memory"] = self.memory.arrays(indices)
         return inputs
+
+    def _seen(self, indices: np.ndarray, features: np.ndarray) -> dict[str, Any]:
+        real = indices >= 0
+        rows = np.where(real, indices, 0)
+        return {
+            "features": features[rows],
+            "labels": np.where(real, self.encoded.labels[rows], 0).astype(np.int32),
+            "weights": real.astype(np.float32),
+        }
 
 
 @dataclass(frozen=True)

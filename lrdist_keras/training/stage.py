@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
 from lrdist_keras.settings import Fault, TrainingSettings
-from lrdist_keras.training.course import Course, copied
+from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.frozen_groups import FrozenGroups
-from lrdist_keras.training.plan import Part, Plan, Stage, Terms
+from lrdist_keras.training.plan import Part, Plan, Stage, Terms, TrainingSet
 from lrdist_keras.training.run import (
     Curve,
     Observer,
@@ -26,8 +25,13 @@ from lrdist_keras.training.run import (
     all_finite,
     generator,
 )
+from lrdist_keras.training.shared_trainings import (
+    arrays_of,
+    put,
+    what_it_depends_on,
+)
 from lrdist_keras.training.step import Clock, TrainState
-from lrdist_keras.training.token_rows import UsedRows, held_rows
+from lrdist_keras.training.token_rows import ALL_ROWS, UsedRows, held_rows
 
 
 @dataclass
@@ -58,8 +62,11 @@ class _Training:
 
     Args:
         stage: It.
+        examples: Its examples, as batches hold them.
         held: The rows of the token embeddings that it holds.
         table: All of them, before it.
+        frozen: The groups that are not trained.
+        sees_features: Whether it trains heads alone, on features that do not change.
         total: Its steps.
         curve: What is noted of earlier tasks.
         samples: Which validation examples to evaluate, by number of the earlier task.
@@ -67,8 +74,11 @@ class _Training:
     """
 
     stage: Stage
+    examples: TrainingSet
     held: UsedRows
     table: Any
+    frozen: tuple[str, ...]
+    sees_features: bool
     total: int
     curve: Curve
     samples: dict[int, np.ndarray]
@@ -113,9 +123,9 @@ class StageTrainer:
             made.append(self._train(course, i, stage, earlier, journal))
             if journal.ends:
                 course.validation(i)
-            return _arrays_of(course, i, made[0], names, journal.diverged)
+            return arrays_of(course, i, made[0], names, journal.diverged)
 
-        depends_on = self._what_it_depends_on(course, i, stage, earlier)
+        depends_on = what_it_depends_on(course, i, stage, earlier)
         found = shared.get("training", depends_on, make)
         if made:
             return made[0]
@@ -124,25 +134,7 @@ class StageTrainer:
             steps_of(self.settings, examples, epochs, course.budget_of(i))
         )
         journal.diverged = journal.diverged or bool(found["diverged"])
-        return _put(course, i, found, names)
-
-    def _what_it_depends_on(
-        self, course: Course, i: int, stage: Stage, earlier: list[int]
-    ) -> tuple[str | np.ndarray, ...]:
-        """Returns all that a plain training and its curve depend on."""
-        rates, examples = stage.rates, stage.examples.encoded
-        numbers = [course.seed, i, course.tasks[i].epochs, course.budget_of(i)]
-        tasks = [course.tasks[j] for j in (*earlier, i)]
-        heads = [array for j in (*earlier, i) for array in course.heads[j]]
-        return (
-            *self.evaluator.identity,
-            json.dumps([*numbers, course.rows, rates.rates, course.frozen_in(i)]),
-            examples.digest,
-            np.asarray(examples.labels),
-            *(task.validation.digest for task in tasks),
-            *(np.asarray(task.validation.labels) for task in tasks),
-            *map(np.asarray, [*course.weights, *course.model_state, *heads]),
-        )
+        return put(course, i, found, names)
 
     def _train(
         self,
@@ -155,11 +147,10 @@ class StageTrainer:
         shuffles = "no_shuffling" not in self.compat
         rng = course.rng(Purpose.ORDER, i) if shuffles else None
         training = self._begin(course, i, stage, earlier)
-        examples = stage.examples.narrowed(training.held)
-        plan = Plan(examples, self.settings, course.tasks[i].epochs, rng)
-        frozen = () if stage.probe else course.frozen_in(i)
-        state, terms = self._first_state(course, training, frozen)
-        function = self.step.probe_steps if stage.probe else self.step.train_steps
+        plan = Plan(training.examples, self.settings, course.tasks[i].epochs, rng)
+        state, terms = self._first_state(course, training)
+        heads_alone = stage.probe or training.sees_features
+        function = self.step.probe_steps if heads_alone else self.step.train_steps
         peak, total = np.float32(stage.rates.reference_rate), np.float32(training.total)
         clock = Clock(np.int32(0), np.float32(0), total, peak)
         for batches in plan.shapes(training.total):
@@ -191,12 +182,24 @@ class StageTrainer:
         budget = course.budget_of(i)
         total = steps_of(self.settings, len(stage.examples), tasks[i].epochs, budget)
         points = settings.curve_points if earlier else 0
+        frozen = () if stage.probe else course.frozen_in(i)
+        sees_features = self._sees_features(course, stage, frozen)
         rows = None if self._moves_all(stage.terms) else course.rows
-        held = held_rows(self.step.encoder, stage.examples.shown, rows)
+        held = ALL_ROWS
+        if sees_features:
+            data, head = stage.examples.encoded, course.heads[stage.active[-1]]
+            _, features = self.evaluator.evaluate(data, course.weights, head)
+            examples = replace(stage.examples, features=features)
+        else:
+            held = held_rows(self.step.encoder, stage.examples.shown, rows)
+            examples = stage.examples.narrowed(held)
         return _Training(
             stage=stage,
+            examples=examples,
             held=held,
             table=course.weights[held.position],
+            frozen=frozen,
+            sees_features=sees_features,
             total=total,
             curve=Curve([], {tasks[j].name: [] for j in earlier}),
             samples={j: self._sample(tasks[j].validation) for j in earlier if points},
@@ -206,16 +209,36 @@ class StageTrainer:
             else set(),
         )
 
+    def _sees_features(
+        self, course: Course, stage: Stage, frozen: tuple[str, ...]
+    ) -> bool:
+        """Returns whether heads alone are trained, on features that do not change."""
+        encoder, step = self.step.encoder, self.step
+        groups = {list(step.groups)[i] for i in step.group_of}
+        variables = encoder.model.non_trainable_variables
+        drops = any("seed_generator" in variable.path for variable in variables)
+        plain = stage.terms._replace(distillation=None) == Terms()
+        return (
+            (stage.probe or groups <= set(frozen))
+            and not drops
+            and plain
+            and stage.examples.memory is None
+            and stage.at_stop is None
+            and course.moments is None
+        )
+
     def _first_state(
-        self, course: Course, training: _Training, frozen: tuple[str, ...]
+        self, course: Course, training: _Training
     ) -> tuple[TrainState, Terms]:
         """Returns the state before the first step, and the terms of all."""
-        stage = training.stage
+        stage, frozen = training.stage, training.frozen
         terms = stage.terms
-        if frozen:
+        if frozen and not training.sees_features:
             terms = terms._replace(frozen=FrozenGroups(frozen))
         heads = [course.heads[j] for j in stage.active]
         weights = training.held.take(course.weights)
+        if training.sees_features:
+            weights = []
         multipliers = stage.rates.multipliers | dict.fromkeys(frozen, 0.0)
         state = self.step.begin(weights, heads, course.model_state, multipliers)
         if (moments := course.moments) is None:
@@ -291,7 +314,8 @@ class StageTrainer:
 
     def _take(self, course: Course, training: _Training, state: TrainState) -> None:
         """Puts the weights, heads and state of a training into their place."""
-        course.weights = training.held.put(training.table, state.weights)
+        if not training.sees_features:
+            course.weights = training.held.put(training.table, state.weights)
         course.model_state = state.model_state
         for j, head in zip(training.stage.active, state.heads, strict=True):
             course.heads[j] = head
@@ -310,46 +334,6 @@ class StageTrainer:
         count = min(self.settings.curve_examples, len(data))
         rng = generator(0, Purpose.CURVE, 0)
         return stratified(data.labels, count, rng)
-
-
-def _arrays_of(
-    course: Course, i: int, curve: Curve, earlier: Sequence[str], diverged: bool
-) -> Mapping[str, np.ndarray]:
-    """Returns what a training of task i left, for other runs."""
-    lists = {
-        "weight": course.weights,
-        "head": course.heads[i],
-        "state": course.model_state,
-        "curve": [curve.accuracy[name] for name in earlier],
-    }
-    arrays = {
-        f"{name}_{k}": np.asarray(value)
-        for name, values in lists.items()
-        for k, value in enumerate(values)
-    }
-    known = dict(
-        zip(("logits", "features"), course.known_validation(i) or (), strict=False)
-    )
-    steps = {"steps": np.asarray(curve.steps), "diverged": np.asarray(diverged)}
-    return {**arrays, **known, **steps}
-
-
-def _put(
-    course: Course, i: int, found: Mapping[str, np.ndarray], earlier: Sequence[str]
-) -> Curve:
-    """Puts what a training of task i left into its place; returns its curve."""
-
-    def values(name: str) -> list[np.ndarray]:
-        count = sum(key.startswith(f"{name}_") for key in found)
-        return [found[f"{name}_{k}"] for k in range(count)]
-
-    course.weights, course.heads[i] = copied(values("weight")), copied(values("head"))
-    course.model_state = copied(values("state"))
-    if "logits" in found:
-        logits, features = (np.array(found[x]) for x in ("logits", "features"))
-        course.note_validation(i, logits, features)
-    curves = [curve.tolist() for curve in values("curve")]
-    return Curve(found["steps"].tolist(), dict(zip(earlier, curves, strict=True)))
 
 
 def steps_of(

@@ -94,7 +94,7 @@ class Step:
         self._softmax_first = "softmax_before_loss" in compat
         self.optimizers = Optimizers(encoder, settings, groups)
         paths = [v.path for v in encoder.model.trainable_variables]
-        self._group_of = np.array(partition(paths, groups, True))
+        self.group_of = np.array(partition(paths, groups, True))
         # The Fisher and the gradient beside it stay in float32.
         for name in ("train_steps", "probe_steps", "evaluate"):
             setattr(self, name, in_precision(getattr(self, name), encoder.precision))
@@ -109,13 +109,15 @@ class Step:
         """Returns the state before the first step, with moments of zero.
 
         Args:
-            weights: The encoder's. These arrays and the next two are not copied.
+            weights: The encoder's; none where batches hold features, and the heads
+                alone are trained. These arrays and the next two are not copied.
             heads: Kernel and bias of each head that is trained.
             model_state: The encoder's other variables.
             multipliers: Factor of the learning rate by name of the group.
         """
         optimizer = self.optimizers.of(weights, heads)
-        optimizer.multipliers = {name: multipliers[name] for name in self.groups}
+        groups = self.groups if weights else ["head"]
+        optimizer.multipliers = {name: multipliers[name] for name in groups}
         variables = [jnp.array(v.value, copy=True) for v in optimizer.variables]
         return TrainState(
             list(weights),
@@ -158,6 +160,7 @@ class Step:
     ) -> tuple[TrainState, Any]:
         """Does some steps on the heads alone; the encoder stays as it is.
 
+        Batches may hold its features, see `TrainingSet`, and the state no weights then.
         See `train_steps` for the arguments and what is returned.
         """
 
@@ -268,7 +271,7 @@ class Step:
         """
         weights, heads = model
         if terms.frozen is not None:
-            groups = [list(self.groups)[i] for i in self._group_of]
+            groups = [list(self.groups)[i] for i in self.group_of]
             weights = terms.frozen.stopped(weights, groups)
         features, new = self.encoder.features(weights, model_state, batch, True)
         total = self._loss_of(features, (weights, heads), batch, terms)
@@ -285,6 +288,8 @@ class Step:
         self, model: tuple[list, list], model_state: list, batch: dict, terms: Terms
     ) -> tuple[Any, list]:
         """Returns the same as `loss`, without a gradient for the encoder."""
+        if "features" in batch:
+            return self._loss_of(batch["features"], model, batch, terms), model_state
         weights, heads = model
         features, new = self.encoder.features(weights, model_state, batch, True)
         features = jax.lax.stop_gradient(features)
@@ -332,7 +337,7 @@ class Step:
         )
         weights, heads = list(stepped[:count]), list(stepped[count:])
         if pull is not None:
-            rates = now * before.multipliers[self._group_of]
+            rates = now * before.multipliers[self.group_of]
             weights = pull(weights, state.weights, list(rates), share)
         if (head_steps := terms.head_steps) is not None:
             inner: Any = optimizer.inner_optimizer
