@@ -1,6 +1,6 @@
 """Time and results of a comparison with and without what its arms have in common.
 
-    python benchmarks/sharing.py CONFIG [--set KEY=VALUE …] [--rounds 1] [--out FILE.json]
+    python benchmarks/sharing.py CONFIG [--set KEY=VALUE …] [--rounds 1] [--out FILE]
 
 Each round runs the comparison twice, in processes of their own and in turn: as `lrdist
 compare` does, and with every arm training all by itself. All programs come from a cache
