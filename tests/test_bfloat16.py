@@ -1,6 +1,7 @@
 """bfloat16 products: where they are put, how exact they are, what stays as it is."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -576,15 +577,16 @@ def test_gradients_of_real_weights_and_data_against_float64(minilm, shared, tmp_
     for name in ("sst2", "mrpc"):
         task = TaskSettings(name=name, source=f"glue/{name}")
         texts = load_task(task, DataSettings(dir=str(shared / "tfds")))
-        rows = texts.splits["validation"].take(np.arange(32))
+        rows = texts.splits["validation"].take(np.arange(16))
         data = encode(rows, tokenizer, 64, tmp_path / "cache", name)
-        batch = data.arrays(np.arange(32), 64)
+        batch = data.arrays(np.arange(16), 64)
         found[name] = gradient(values, batch)
         np.savez(tmp_path / f"{name}.npz", kernel=kernel, bias=bias, **batch)
     subprocess.run(
         [sys.executable, "-c", IN_FLOAT64, str(minilm), str(tmp_path)],
         check=True,
         capture_output=True,
+        env=os.environ | {"XLA_FLAGS": ""},  # much to compute, little to compile
     )
     paths = [v.path for v in encoder.model.trainable_variables] + ["kernel", "bias"]
     for name, gradients in found.items():

@@ -102,7 +102,7 @@ class Prepared:
     def steps(self, sequence, arm):
         return 1
 
-    def run(self, on_start, on_steps, on_record):
+    def run(self, on_start, on_steps, on_record, keep=None):
         (arm,) = self.configuration.arms
         on_start(None, arm, 0)
         on_record(

@@ -137,6 +137,7 @@ def test_a_comparison_says_which_faults_were_on(config, tmp_path):
         assert printed.stdout.splitlines().count(line) == 1
 
 
+@pytest.mark.slow
 def test_groups_of_ones_own_with_sgd_and_a_share_go_on(config, tmp_path):
     out = tmp_path / "out"
     arms = (
@@ -204,7 +205,7 @@ def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path
     assert shown.returncode == 0 and "2/2" in shown.stdout and "7/7" not in shown.stdout
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_with_the_same_table(config, tmp_path, times):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     arms = 'arms=[{name="fast", rate=1e-2}, {name="slow", rate=1e-4}]'

@@ -34,6 +34,7 @@ KINDS = {
     "train_steps penalty of the head",
     "train_steps pull",
     "train_steps head",
+    "train_steps dark_experience",
     "train_steps teacher distillation",
     "evaluate",
     "fisher",

@@ -13,7 +13,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 def test_the_five_lines_give_every_layer_of_a_classifier_its_rate():
     import keras_hub
 
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = [block for block in blocks if "LayerwiseOptimizer" in block]
     backbone = keras_hub.models.BertBackbone(11, 2, 2, 4, 8, max_sequence_length=8)
     model = keras_hub.models.BertTextClassifier(backbone, num_classes=2)
     names = {"keras": keras, "model": model}

@@ -469,7 +469,14 @@ def wide_preset(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("strategy", ["seq_star", "der++", "head_refit"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "der++",
+        pytest.param("seq_star", marks=pytest.mark.slow),
+        pytest.param("head_refit", marks=pytest.mark.slow),
+    ],
+)
 def test_bfloat16_gives_finite_numbers_near_those_of_float32(wide_preset, strategy):
     tasks = [task(f"task {c}", i, classes=c) for i, c in enumerate((3, 2, 5))]
     settings = {} if strategy == "seq_star" else {"examples_per_class": 2}

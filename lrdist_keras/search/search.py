@@ -149,7 +149,7 @@ class Search:
 
     @property
     def _shares(self) -> bool:
-        return self.tasks[0].shared_rates is not None
+        return any(task.shared_rates is not None for task in self.tasks)
 
     def serve(self, address: str, on_end: Callable[[], Any] = lambda: None) -> None:
         """Answers workers elsewhere until the search is done, see `distributed.serve`.
