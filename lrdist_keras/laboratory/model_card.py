@@ -79,9 +79,8 @@ def card(saved: SavedModel, run: Run, tasks: Sequence[TaskData]) -> str:
     lines = [
         f"# {_plain(saved.sequence)}",
         "",
-        f"One model for {len(names)} task{'s' * (len(names) > 1)}, trained one after "
-        f"the other from `{_plain(saved.preset)}` by `lrdist train`: arm "
-        f"'{_plain(saved.arm)}' (strategy {saved.strategy}), seed {saved.seed}.",
+        f"{_tasks_in_words(len(names))} from `{_plain(saved.preset)}` by `lrdist train`: "
+        f"arm '{_plain(saved.arm)}' (strategy {saved.strategy}), seed {saved.seed}.",
         "",
         "## Accuracy",
         "",
@@ -127,6 +126,12 @@ def card(saved: SavedModel, run: Run, tasks: Sequence[TaskData]) -> str:
         "The resolved configuration and digests of all inputs are in `model.json`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _tasks_in_words(count: int) -> str:
+    if count == 1:
+        return "A model of one task, trained"
+    return f"One model for {count} tasks, trained"
 
 
 def accuracy_rows(run: Run, tasks: Sequence[TaskData]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from lrdist_keras.laboratory.model_card import accuracy_rows
 from lrdist_keras.printable import printable
@@ -30,8 +31,10 @@ def trained_table(run: Run, tasks: Sequence[TaskData]) -> Table:
     table.add_column("task", overflow="fold")
     for heading in ("examples", "right after\nits training", "now", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in accuracy_rows(run, tasks):
-        table.add_row(*map(cell, row))
+    for name, *values in accuracy_rows(run, tasks):
+        # An interval stands below its number, or a narrow terminal has no room.
+        below = [Text(value.replace(" [", "\n[")) for value in values]
+        table.add_row(cell(name), *below)
     table.caption = (
         "95 % intervals over the examples; other seeds would differ by more. change: "
         "now against right after its training, on the same examples."
