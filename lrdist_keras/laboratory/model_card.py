@@ -79,8 +79,8 @@ def card(saved: SavedModel, run: Run, tasks: Sequence[TaskData]) -> str:
     lines = [
         f"# {_plain(saved.sequence)}",
         "",
-        f"{_tasks_in_words(len(names))} from `{_plain(saved.preset)}` by `lrdist train`: "
-        f"arm '{_plain(saved.arm)}' (strategy {saved.strategy}), seed {saved.seed}.",
+        f"{_tasks_in_words(len(names))} from `{_plain(saved.preset)}` by "
+        f"`lrdist train`: arm '{_plain(saved.arm)}' (strategy {saved.strategy}), seed {saved.seed}.",
         "",
         "## Accuracy",
         "",
