@@ -80,7 +80,8 @@ def card(saved: SavedModel, run: Run, tasks: Sequence[TaskData]) -> str:
         f"# {_plain(saved.sequence)}",
         "",
         f"{_tasks_in_words(len(names))} from `{_plain(saved.preset)}` by "
-        f"`lrdist train`: arm '{_plain(saved.arm)}' (strategy {saved.strategy}), seed {saved.seed}.",
+        f"`lrdist train`: arm '{_plain(saved.arm)}' (strategy {saved.strategy}), "
+        f"seed {saved.seed}.",
         "",
         "## Accuracy",
         "",
