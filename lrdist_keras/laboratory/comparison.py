@@ -185,7 +185,6 @@ class Comparison:
             sequence,
             arm,
             seed,
-            run.rates,
             tasks,
             self.inputs,
             run,

@@ -14,6 +14,7 @@ from lrdist_keras._storage import write_text
 from lrdist_keras.config import Configuration
 from lrdist_keras.errors import InputError
 from lrdist_keras.strict_json import parse_json
+from lrdist_keras.validated import read_validated
 
 CONFIGURATION = "configuration.json"
 
@@ -109,14 +110,7 @@ def read_configuration(folder: Path) -> Configuration:
             f"The folder '{folder}' holds no {CONFIGURATION}, so it is no run of "
             "`lrdist compare` or `lrdist search`."
         )
-    try:
-        return Configuration.model_validate(parse_json(path.read_bytes()))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path} is damaged: {where}: {problem['msg']}") from None
-    except InputError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    return read_validated(path, Configuration)
 
 
 def save_configuration(folder: Path, content: Mapping[str, Any]) -> None:

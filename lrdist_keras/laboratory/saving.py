@@ -17,7 +17,6 @@ import numpy as np
 from lrdist_keras import _tensorflow, machine
 from lrdist_keras._storage import umask
 from lrdist_keras.config import ArmSettings, SequenceSettings
-from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory.inputs import Input
 from lrdist_keras.laboratory.loading import Loaded
@@ -70,7 +69,6 @@ class Trained:
         sequence: The sequence.
         arm: The arm.
         seed: The seed.
-        rates: Learning rates of each task.
         tasks: Its tasks.
         inputs: What its numbers depend on.
         run: What it gave.
@@ -81,7 +79,6 @@ class Trained:
     sequence: SequenceSettings
     arm: ArmSettings
     seed: int
-    rates: Sequence[Distribution]
     tasks: Sequence[TaskData]
     inputs: dict[str, Input]
     run: Run
@@ -248,7 +245,7 @@ def _description(trained: Trained, encoder: Encoder) -> SavedModel:
         seed=trained.seed,
         rates=[
             None if task.given is not None else dict(rates.rates)
-            for task, rates in zip(trained.tasks, trained.rates, strict=True)
+            for task, rates in zip(trained.tasks, run.rates, strict=True)
         ],
         versions=machine.versions(),
         inputs={

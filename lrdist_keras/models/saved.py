@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lrdist_keras.errors import InputError, MissingFile
-from lrdist_keras.strict_json import parse_json
+from lrdist_keras.errors import MissingFile
+from lrdist_keras.validated import read_validated
 
 FILE = "model.json"
 
@@ -103,11 +103,4 @@ def read_saved(folder: Path) -> SavedModel:
         raise MissingFile(
             f"There is no {FILE} in '{folder}', so it is no folder of `lrdist train`."
         )
-    try:
-        return SavedModel.model_validate(parse_json(path.read_bytes()))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path} is damaged: {where}: {problem['msg']}") from None
-    except InputError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    return read_validated(path, SavedModel)
