@@ -49,8 +49,11 @@ test-wheel: $(BIN)/python
 	cd $(VENV) && KERAS_BACKEND=torch core/bin/python "$(CURDIR)/.ci/core.py"
 
 # Ours against Keras `fit` and PyTorch. 90 minutes on two cores, 40 of them for step.py.
+# On a GPU what is short and of GPUs comes first.
+BENCH_cpu :=
+BENCH_gpu := "gpu.py --data $(DATA)"
 bench: $(VENV)/bench-$(PLATFORM).stamp
-	for command in "step.py --data $(DATA)" roofline.py "roofline.py --geometry base" \
+	for command in $(BENCH_$(PLATFORM)) "step.py --data $(DATA)" roofline.py "roofline.py --geometry base" \
 	  "roofline.py --precision float32" "encoding.py --data $(DATA)" \
 	  "population.py --data $(DATA)" "sequence.py --data $(DATA)" \
 	  "trials.py --data $(DATA)" "scale.py --data $(DATA)"; do \

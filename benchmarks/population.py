@@ -26,7 +26,7 @@ from step import GEOMETRIES, RATE, RESULTS, job, rows
 
 from lrdist_keras.distribution import kenneweg2022
 from lrdist_keras.machine import take_large_pages
-from lrdist_keras.models.bfloat16 import resolve_here
+from lrdist_keras.models.precision import resolve_here
 from lrdist_keras.training.plan import Terms
 from lrdist_keras.training.step import Clock, TrainState
 

@@ -36,8 +36,9 @@ from saving import save
 from step import GEOMETRIES, RATE, RESULTS, job
 
 from lrdist_keras.machine import take_large_pages
-from lrdist_keras.models.bfloat16 import in_precision, product_sizes, resolve_here
+from lrdist_keras.models.bfloat16 import product_sizes
 from lrdist_keras.models.encoder import new_head
+from lrdist_keras.models.precision import in_precision, resolve_here
 from lrdist_keras.training.plan import Terms
 from lrdist_keras.training.step import Clock, TrainState
 from lrdist_keras.training.trainer import SequentialTrainer

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lrdist_keras.errors import InputError
+
 _NOISE = re.compile(r"I\d{4} |WARNING: All log messages before absl|To enable the foll")
 
 
 def keras_hub() -> Any:
-    """Imports KerasHub, which needs TensorFlow for its tokenizers."""
+    """Imports KerasHub, which takes TensorFlow along where it is installed."""
     with _quietly():
         _tensorflow()
         import keras_hub
@@ -23,17 +25,31 @@ def keras_hub() -> Any:
 
 
 def tensorflow_datasets() -> Any:
-    """Imports TensorFlow Datasets."""
-    with _quietly():
-        _tensorflow()
-        import tensorflow_datasets
+    """Imports TensorFlow Datasets.
 
+    Raises:
+        InputError: If they or TensorFlow, which they need, are not installed.
+    """
+    try:
+        with _quietly():
+            import tensorflow  # noqa: F401
+
+            _tensorflow()
+            import tensorflow_datasets
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "Tasks of TensorFlow Datasets need the packages tensorflow and "
+            "tensorflow-datasets; install them, or give the task as files (source = "
+            f"'files'). Received: {error}"
+        ) from error
     return tensorflow_datasets
 
 
 def _tensorflow() -> None:
-    import tensorflow
-
+    try:
+        import tensorflow
+    except ModuleNotFoundError:  # only TensorFlow Datasets cannot do without
+        return
     # TensorFlow would take all of a GPU's memory for itself; here it only reads data.
     tensorflow.config.set_visible_devices([], "GPU")
 

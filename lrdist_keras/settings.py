@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -47,7 +48,7 @@ Fault = Literal[
 ]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 Share = Annotated[float, Field(ge=0, le=1)]
-_Layers = Annotated[int, Field(ge=1, strict=True)]
+_Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Section(BaseModel):
@@ -74,8 +75,9 @@ class ModelSettings(Section):
         sha256: SHA-256 of the folder's weights file, or of each of several by name;
             checked before loading where given.
         dropout: Dropout rate of the backbone.
-        precision: Precision of the encoder's matrix products: `float32`, `bfloat16`, or
-            `auto`, bfloat16 where the machine has units for it, see README.
+        precision: Precision of the encoder's matrix products: `float32`, `bfloat16`, on
+            GPUs `tf32`, or `auto`, bfloat16 where the machine has units for it, see
+            README.
             Weights and optimizer are float32 in any case.
         encoder_groups: Number of encoder groups of the scheme.
         rounding: `floor` or `ceil`, see `lrdist_keras.groups.Scheme`.
@@ -89,11 +91,11 @@ class ModelSettings(Section):
     preset: str
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     encoder_groups: int = Field(default=8, ge=1)
     rounding: Literal["floor", "ceil"] = "floor"
     pooler: bool = False
-    layer_groups: tuple[_Layers, ...] | None = Field(default=None, min_length=1)
+    layer_groups: tuple[_Count, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_way_to_divide_the_layers(self) -> Self:
@@ -256,8 +258,14 @@ class TrainingSettings(Section):
         max_length: Tokens per example at most, special tokens included.
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
-        steps_per_call: Steps that run on the device before the host is asked again.
-        evaluation_batch_size: Examples per evaluation batch; GPUs take more at a time.
+        steps_per_call: Steps that run on the device before the host is asked again: 8,
+            on GPUs and TPUs 64, if not given.
+        evaluation_batch_size: Examples per evaluation batch: 16, on GPUs and TPUs 256,
+            if not given.
+        row_lengths: Tokens per row that there are programs for, ascending; a batch has
+            the shortest that its texts fit in, and `max_length` is always one. If not
+            given, 8, 16, 24, … on a CPU, and 32, 64, 128, … on GPUs and TPUs, where
+            compiling takes longest.
         curve_points: How often task A is evaluated while a later task trains.
         curve_examples: Validation examples used for that, a stratified subset.
     """
@@ -272,6 +280,7 @@ class TrainingSettings(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     steps_per_call: int = Field(default=8, ge=1)
     evaluation_batch_size: int = Field(default=16, ge=1)
+    row_lengths: tuple[_Count, ...] | None = Field(default=None, min_length=1)
     curve_points: int = Field(default=4, ge=0)
     curve_examples: int = Field(default=200, ge=1)
 
@@ -283,12 +292,23 @@ class TrainingSettings(Section):
             )
         return self
 
+    @field_validator("row_lengths")
+    @classmethod
+    def _ascending(cls, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if given and list(given) != sorted(set(given)):
+            raise InputError(
+                "`row_lengths` must ascend, without repetition. Received: "
+                f"{', '.join(map(str, given))}"
+            )
+        return given
+
     @model_serializer(mode="wrap")
     def _only_the_optimizers_own(self, handler: Any) -> dict[str, Any]:
         # Files of the other optimizers are what they were before there was momentum.
         content = handler(self)
         without = "momentum" if self.optimizer != "sgd" else ""
-        return {key: value for key, value in content.items() if key != without}
+        others = {key: value for key, value in content.items() if key != without}
+        return without_unset(others, ["row_lengths"])
 
 
 def check_faults(faults: Collection[Fault], training: TrainingSettings) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from trainer_cases import data, task
 
-from lrdist_keras.data.batches import take, training_steps
+from lrdist_keras.data.batches import buckets, take, training_steps
 from lrdist_keras.distribution import flat
 from lrdist_keras.settings import TrainingSettings
 from lrdist_keras.training.run import Observer, Purpose, generator
@@ -106,7 +106,9 @@ def probe_by_hand(trainer, of_task, i, weights, head):
     x = np.concatenate([features, np.ones((len(train), 1))], 1)
     w = np.concatenate([kernel, bias[None]]).astype(np.float64)
     rng = generator(0, Purpose.ORDER, i)
-    plans = [training_steps(train, 32, 8, 2, rng) for _ in range(of_task.epochs)]
+    plans = [
+        training_steps(train, buckets(32), 8, 2, rng) for _ in range(of_task.epochs)
+    ]
     batches = [row for plan in plans for call in plan for row in call.indices]
     m, v, total = np.zeros_like(w), np.zeros_like(w), len(batches)
     for t, rows in enumerate(batches):

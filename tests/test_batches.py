@@ -189,7 +189,9 @@ def test_buckets():
 def test_an_epoch_has_every_example_once_and_little_padding():
     lengths = np.random.default_rng(0).integers(3, 129, 333)
     encoded = encoded_of(lengths)
-    plan = batches.training_steps(encoded, 128, 16, 4, np.random.default_rng(1))
+    plan = batches.training_steps(
+        encoded, batches.buckets(128), 16, 4, np.random.default_rng(1)
+    )
     indices = np.concatenate([call.indices.ravel() for call in plan])
     assert sorted(indices[indices >= 0]) == list(range(333))
     assert sum(len(call.indices) for call in plan) == -(-333 // 16)
@@ -206,7 +208,7 @@ def test_a_length_of_few_batches_is_left_out():
     counts = {8: 2 * 16 + 15, 16: 16, 24: 3 * 16, 32: 20, 40: 5}
     lengths = np.repeat(list(counts), list(counts.values()))
     rng = np.random.default_rng(0)
-    plan = batches.training_steps(encoded_of(lengths), 64, 16, 8, rng)
+    plan = batches.training_steps(encoded_of(lengths), batches.buckets(64), 16, 8, rng)
     found = {call.length: len(call.indices) for call in plan}
     # Those of 8 move to 16 and fill three batches; 15 rows move on, in the end to 40.
     assert found == {16: 3, 24: 3, 40: 3}
@@ -216,7 +218,9 @@ def test_a_length_of_few_batches_is_left_out():
 def test_without_a_generator_batches_are_consecutive_rows_of_the_length_they_need():
     lengths = np.random.default_rng(0).integers(3, 129, 333)
     lengths[48:144] = 20  # six batches of the shortest bucket
-    plan = batches.training_steps(encoded_of(lengths), 128, 16, 4, None)
+    plan = batches.training_steps(
+        encoded_of(lengths), batches.buckets(128), 16, 4, None
+    )
     found = [(call.length, row) for call in plan for row in call.indices]
     assert np.concatenate([r for _, r in found]).tolist() == [*range(333), *[-1] * 3]
     for i, (length, _) in enumerate(found):
@@ -230,7 +234,9 @@ def test_the_order_is_that_of_the_generator():
     encoded = encoded_of(np.full(40, 5))
 
     def order(seed):
-        plan = batches.training_steps(encoded, 32, 8, 2, np.random.default_rng(seed))
+        plan = batches.training_steps(
+            encoded, batches.buckets(32), 8, 2, np.random.default_rng(seed)
+        )
         return [call.indices.tolist() for call in plan]
 
     assert order(0) == order(0) != order(1)
@@ -238,7 +244,9 @@ def test_the_order_is_that_of_the_generator():
 
 def test_an_evaluation_has_every_example_once():
     lengths = np.random.default_rng(0).integers(3, 65, 50)
-    plan = list(batches.evaluation_batches(encoded_of(lengths), 64, 16))
+    plan = list(
+        batches.evaluation_batches(encoded_of(lengths), batches.buckets(64), 16)
+    )
     indices = np.concatenate([batch.indices for batch in plan])
     assert sorted(indices[indices >= 0]) == list(range(50))
     assert {batch.indices.shape for batch in plan} == {(16,)}

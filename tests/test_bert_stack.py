@@ -115,22 +115,9 @@ def test_it_computes_the_last_layer_for_the_first_token_alone(tmp_path):
     assert products(whole.jaxpr) - products(mine.jaxpr) == 4 * 8 * per_token
 
 
-def test_a_policy_of_bfloat16_is_followed():
-    exact, mixed = (
-        model_of(backbone)
-        for backbone in map(
-            backbone_of, 2 * ["BertBackbone"], ["float32", "mixed_bfloat16"]
-        )
-    )
-    inputs, weights = batch(), [np.asarray(v.value) for v in exact.trainable_variables]
-    wanted = np.asarray(exact(inputs)[:, 0])
-    found = find_stack(mixed, "BertBackbone")(weights, inputs)
-    assert found.dtype == jnp.bfloat16
-    theirs = np.linalg.norm(np.asarray(mixed(inputs)[:, 0], np.float32) - wanted)
-    mine = np.linalg.norm(np.asarray(found, np.float32) - wanted)
-    assert 0 < mine < 1.5 * theirs
-    stack = replace(find_stack(mixed, "BertBackbone"), dropout=0.1)
-    assert stack(weights, inputs, jax.random.key(0)).dtype == jnp.bfloat16
+def test_a_model_that_computes_in_bfloat16_is_left_to_keras():
+    mixed = model_of(backbone_of("BertBackbone", "mixed_bfloat16"))
+    assert find_stack(mixed, "BertBackbone") is None
 
 
 @pytest.mark.parametrize("family", BACKBONES)

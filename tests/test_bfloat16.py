@@ -22,9 +22,9 @@ from lrdist_keras.data.tasks import load_task
 from lrdist_keras.data.tokenizer import encode, load_tokenizer
 from lrdist_keras.laboratory import comparison, loading
 from lrdist_keras.machine import cpu_flags
-from lrdist_keras.models import bfloat16
-from lrdist_keras.models.bfloat16 import bfloat16_products, in_precision, resolve
+from lrdist_keras.models.bfloat16 import bfloat16_products
 from lrdist_keras.models.encoder import load_encoder, new_head
+from lrdist_keras.models.precision import in_precision, resolve
 from lrdist_keras.search import search
 from lrdist_keras.training.compiler import jitted
 from lrdist_keras.training.plan import Terms
@@ -247,7 +247,7 @@ def test_no_gradient_of_a_kernel_is_transposed(subscripts):
     rewritten = bfloat16_products(gradient)
     traced = jax.make_jaxpr(rewritten)(w).jaxpr
     (last,) = (e for e in traced.eqns if traced.outvars[0] in e.outvars)
-    assert last.params["name"] == "_product"
+    assert last.params["name"] == "_row_major_product"
     found, exact = jax.jit(rewritten)(w), jax.jit(gradient)(w)
     assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
 
@@ -320,13 +320,39 @@ def test_what_is_small_or_asks_for_its_precision_stays_as_it_is(name):
         np.testing.assert_array_equal(jax.jit(rewritten)(a, b), jax.jit(f)(a, b))
 
 
-def test_float32_is_the_function_itself(monkeypatch):
+def test_a_precision_means_the_same_on_every_platform(monkeypatch):
+    """Where XLA's default is not float32, float32 has to be asked for."""
+    x, few = normal(1, 48, 32), normal(5, W.shape[1], 2)
+
+    def both(x):  # a product that fills a tile, and one that does not
+        return (x @ W) @ few
+
+    def asked_for(precision):
+        products = equations(jax.make_jaxpr(in_precision(both, precision))(x).jaxpr)
+        return {
+            (e.invars[0].aval.dtype.name, str(e.params["precision"]))
+            for e in products
+            if e.primitive.name == "dot_general"
+        }
+
     assert in_precision(nested, "float32") is nested
-    assert in_precision(nested, "bfloat16") is not nested
+    assert asked_for("bfloat16") == {("bfloat16", "None"), ("float32", "None")}
+    found = [jax.jit(in_precision(both, p))(x) for p in ("float32", "bfloat16")]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert in_precision(nested, "bfloat16") is nested
-    assert bfloat16.backbone_policy("bfloat16") == "mixed_bfloat16"
-    assert bfloat16.backbone_policy("float32") == "float32"
+    highest = str((jax.lax.Precision.HIGHEST,) * 2)
+    assert asked_for("bfloat16") == {("bfloat16", "None"), ("float32", highest)}
+    assert asked_for("float32") == {("float32", highest)}
+    ((kind, asked),) = asked_for("tf32")
+    assert kind == "float32" and "HIGH" in asked and asked != highest
+    again = [jax.jit(in_precision(both, p))(x) for p in ("float32", "bfloat16")]
+    np.testing.assert_allclose(found, again, rtol=1e-5, atol=1e-5)
+
+
+def test_tf32_is_of_gpus():
+    assert resolve("tf32", "gpu", ()) == "tf32"
+    for platform in ("cpu", "tpu"):
+        with pytest.raises(ValueError, match="'tf32' is a precision of GPUs"):
+            resolve("tf32", platform, ())
 
 
 def test_names_and_effects_stay():
@@ -465,24 +491,24 @@ def test_the_programs_rewrite_the_encoder_and_no_head_fisher_or_gradient(wide_pr
         assert rewritten == 0 and untouched > 0
 
 
-def test_gpu_and_tpu_take_the_dtype_policy_of_keras(wide_preset, monkeypatch):
-    plain = load_encoder(str(wide_preset))
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    mixed = load_encoder(str(wide_preset), precision="bfloat16")
-    assert {v.dtype for v in mixed.model.variables} == {"float32"}
+def test_a_model_is_float32_but_for_its_products(wide_preset, monkeypatch):
+    encoder = load_encoder(str(wide_preset), precision="bfloat16")
     batch = batch_of((16, 32))
 
-    def features(encoder, weights):
+    def features(weights):
         return encoder.features(weights, encoder.state, batch, training=False)[0]
 
-    assert set(products(partial(features, mixed), mixed.weights)) == {"bfloat16"}
-    assert set(products(partial(features, plain), plain.weights)) == {"float32"}
-    a, b = (jax.jit(partial(features, e))(e.weights) for e in (mixed, plain))
-    assert a.dtype == jnp.float32
-    assert 0 < np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b)
-    gradient = jax.grad(lambda w: features(mixed, w).sum())
-    shapes = jax.eval_shape(gradient, mixed.weights)
-    assert {g.dtype for g in shapes} == {jnp.dtype(jnp.float32)}
+    plain = jax.jit(features)(encoder.weights)
+    found = {}
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda p=platform: p)
+        precise = in_precision(features, "bfloat16")
+        assert "bfloat16" in products(precise, encoder.weights)
+        found[platform] = jax.jit(precise)(encoder.weights)
+    assert found["gpu"].dtype == jnp.float32
+    np.testing.assert_allclose(found["gpu"], found["cpu"], rtol=1e-4, atol=1e-4)
+    error = np.linalg.norm(found["gpu"] - plain)
+    assert 0 < error < 0.02 * np.linalg.norm(plain)
 
 
 def resolved_with(flags, configuration, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 
 from lrdist_keras.config import ModelSettings
 from lrdist_keras.errors import InputError
-from lrdist_keras.models import encoder
 from lrdist_keras.models.encoder import find_preset, load_encoder, new_head
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -189,14 +188,11 @@ def test_dropout_is_as_configured(tiny_preset):
     np.testing.assert_array_equal(features(on, False), features(off, False))
 
 
-def test_the_digest_tells_how_a_model_computes(tiny_preset, monkeypatch):
+def test_the_digest_tells_how_a_model_computes(tiny_preset):
     preset = str(tiny_preset)
     plain, again = (load_encoder(preset).digest for _ in range(2))
     products = load_encoder(preset, precision="bfloat16").digest
-    monkeypatch.setattr(encoder, "backbone_policy", lambda precision: "mixed_bfloat16")
-    mixed = load_encoder(preset, precision="bfloat16").digest
-    assert plain == again
-    assert len({plain, products, mixed}) == 3
+    assert plain == again != products
 
 
 def test_heads_follow_their_generator():

@@ -107,7 +107,7 @@ def kind_of(function, arguments):
 def test_the_programs_of_every_strategy(
     tiny_preset, monkeypatch, precision, names, kinds
 ):
-    # As on a GPU, where bfloat16 is a dtype policy.
+    # As on a GPU, where embeddings and products are others.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     encoder, lowering = load_encoder(str(tiny_preset), 0.1, precision), Lowering()
     trainer = SequentialTrainer(encoder, SETTINGS, compiler=lowering)

@@ -6,7 +6,7 @@ import pytest
 from trainer_cases import data, task, trained
 
 from lrdist_keras import LayerwiseOptimizer
-from lrdist_keras.data.batches import training_steps
+from lrdist_keras.data.batches import buckets, training_steps
 from lrdist_keras.distribution import flat, llrd
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.classifier import hub_classifier
@@ -62,7 +62,7 @@ def test_fit_on_the_exported_classifier_ends_at_the_same_weights(
     rates = llrd(1e-3, 0.5, trainer.scheme)
     one = TaskData("a", train, train, 2, None, 1)
     found = trained(trainer, [one], rates, PLAIN, seed)[0]
-    plan = training_steps(train, 32, 8, 2, generator(seed, Purpose.ORDER, 0))
+    plan = training_steps(train, buckets(32), 8, 2, generator(seed, Purpose.ORDER, 0))
     batches = [train.arrays(row, call.length) for call in plan for row in call.indices]
     head = new_head(2, encoder.width, generator(seed, Purpose.HEAD, 0))
     classifier = hub_classifier(str(tiny_preset), encoder, encoder.weights, head)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.data.batches import take, training_steps
+from lrdist_keras.data.batches import buckets, take, training_steps
 from lrdist_keras.distribution import Distribution, flat, kenneweg2022
 from lrdist_keras.models.encoder import load_encoder, new_head
 from lrdist_keras.settings import TrainingSettings
@@ -80,7 +80,7 @@ def compare_with_fit(encoder, length, vocabulary, rate, tolerance):
     one = TaskData("a", train, train, 2, None, 1)
     seed = 4
     rng = generator(seed, Purpose.ORDER, 0)
-    plan = training_steps(train, length, 8, 3, rng)
+    plan = training_steps(train, buckets(length), 8, 3, rng)
     batches = [train.arrays(row, call.length) for call in plan for row in call.indices]
     assert len(batches) == 20
     head = keras.layers.Dense(2, name="head")

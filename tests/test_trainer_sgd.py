@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from trainer_cases import data, same, task, trained
 
-from lrdist_keras.data.batches import training_steps
+from lrdist_keras.data.batches import buckets, training_steps
 from lrdist_keras.distribution import Distribution, flat
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme
@@ -172,7 +172,7 @@ def test_a_linear_probe_is_a_logistic_regression_on_frozen_features(encoder):
     kernel, bias = new_head(2, 8, generator(SEED, Purpose.HEAD, 0))
     w = np.concatenate([kernel, bias[None]]).astype(np.float64)
     rng = generator(SEED, Purpose.ORDER, 0)
-    plans = [training_steps(train, 8, 8, 3, rng) for _ in range(2)]
+    plans = [training_steps(train, buckets(8), 8, 3, rng) for _ in range(2)]
     batches = [row for plan in plans for call in plan for row in call.indices]
     v = np.zeros_like(w)
     for t, rows in enumerate(batches):

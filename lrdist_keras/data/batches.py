@@ -106,12 +106,18 @@ def take(encoded: Encoded, indices: np.ndarray) -> Encoded:
     )
 
 
-def buckets(max_length: int) -> list[int]:
+def buckets(max_length: int, row_lengths: Sequence[int] | None = None) -> list[int]:
     """Returns the lengths of rows: 8, 16, 24, …, 64, 80, …, 128, 160, …, `max_length`.
 
     Steps of 8, and from 64 on quarters of the power of two below: with few shapes to
     compile, a row of more than 32 tokens is filled up by a fifth at most.
+
+    Args:
+        max_length: The longest.
+        row_lengths: Those below it, ascending, instead.
     """
+    if row_lengths is not None:
+        return [*(length for length in row_lengths if length < max_length), max_length]
     lengths = [_SMALLEST_BUCKET]
     while lengths[-1] < max_length:
         quarter = 1 << lengths[-1].bit_length() - 3
@@ -121,7 +127,7 @@ def buckets(max_length: int) -> list[int]:
 
 def training_steps(
     encoded: Encoded,
-    max_length: int,
+    bounds: Sequence[int],
     batch_size: int,
     steps_per_call: int,
     rng: np.random.Generator | None,
@@ -134,7 +140,7 @@ def training_steps(
 
     Args:
         encoded: The examples.
-        max_length: Tokens per row at most.
+        bounds: Lengths of rows, see `buckets`.
         batch_size: Examples per batch.
         steps_per_call: Batches per call at most.
         rng: Source of the order. None leaves the examples in their own: batches of
@@ -144,11 +150,9 @@ def training_steps(
         Calls of at most `steps_per_call` batches of one length, in random order.
     """
     if rng is None:
-        return _steps_in_order(
-            encoded.lengths, buckets(max_length), batch_size, steps_per_call
-        )
+        return _steps_in_order(encoded.lengths, bounds, batch_size, steps_per_call)
     order = rng.permutation(len(encoded))
-    plan = list(_calls(order, encoded.lengths, max_length, batch_size, steps_per_call))
+    plan = list(_calls(order, encoded.lengths, bounds, batch_size, steps_per_call))
     return [plan[i] for i in rng.permutation(len(plan))]
 
 
@@ -169,19 +173,19 @@ def _steps_in_order(
 
 
 def evaluation_batches(
-    encoded: Encoded, max_length: int, batch_size: int
+    encoded: Encoded, bounds: Sequence[int], batch_size: int
 ) -> Iterator[Steps]:
     """Plans an evaluation: every example once, sorted by length, batch by batch."""
-    for call in evaluation_steps(encoded, max_length, batch_size, 1):
+    for call in evaluation_steps(encoded, bounds, batch_size, 1):
         yield Steps(call.length, call.indices[0])
 
 
 def evaluation_steps(
-    encoded: Encoded, max_length: int, batch_size: int, steps_per_call: int
+    encoded: Encoded, bounds: Sequence[int], batch_size: int, steps_per_call: int
 ) -> Iterator[Steps]:
     """Plans the same in calls of at most `steps_per_call` batches of one length."""
     order = np.argsort(encoded.lengths, kind="stable")
-    return _calls(order, encoded.lengths, max_length, batch_size, steps_per_call)
+    return _calls(order, encoded.lengths, bounds, batch_size, steps_per_call)
 
 
 def filled(batches: np.ndarray, count: int) -> np.ndarray:
@@ -193,19 +197,18 @@ def filled(batches: np.ndarray, count: int) -> np.ndarray:
 def _calls(
     order: np.ndarray,
     lengths: np.ndarray,
-    max_length: int,
+    bounds: Sequence[int],
     batch_size: int,
     steps_per_call: int,
 ) -> Iterator[Steps]:
-    for length, rows in _batches(order, lengths, max_length, batch_size):
+    for length, rows in _batches(order, lengths, bounds, batch_size):
         for i in range(0, len(rows), steps_per_call):
             yield Steps(length, rows[i : i + steps_per_call])
 
 
 def _batches(
-    order: np.ndarray, lengths: np.ndarray, max_length: int, batch_size: int
+    order: np.ndarray, lengths: np.ndarray, bounds: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    bounds = buckets(max_length)
     bucket_of = np.searchsorted(bounds, lengths[order])
     waiting = order[:0]
     for bucket, length in enumerate(bounds):

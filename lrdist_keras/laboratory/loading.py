@@ -35,7 +35,6 @@ from lrdist_keras.laboratory.task_data import (
     print_warnings,
     token_counts,
 )
-from lrdist_keras.models.bfloat16 import resolve_here
 from lrdist_keras.models.encoder import (
     Encoder,
     find_preset,
@@ -43,7 +42,9 @@ from lrdist_keras.models.encoder import (
     scheme_of,
 )
 from lrdist_keras.models.layer_features import FeatureReader
+from lrdist_keras.models.platforms import settled
 from lrdist_keras.models.pooler import load_pooled
+from lrdist_keras.models.precision import resolve_here
 from lrdist_keras.printable import printable
 from lrdist_keras.training.compiler import keep_programs
 from lrdist_keras.training.mlm_fisher import (
@@ -140,13 +141,14 @@ class Loaded:
 
 
 def resolved(configuration: Configuration) -> Configuration:
-    """Returns the configuration with the precision that it means on this machine.
+    """Returns the configuration with what it leaves to this machine and its platform.
 
     Folders and fingerprints are of this one: runs of two precisions do not mix.
     """
     precision = resolve_here(configuration.model.precision)
     model = configuration.model.model_copy(update={"precision": precision})
-    return configuration.model_copy(update={"model": model})
+    training = settled(configuration.training)
+    return configuration.model_copy(update={"model": model, "training": training})
 
 
 def load(configuration: Configuration, names: Collection[str]) -> Loaded:

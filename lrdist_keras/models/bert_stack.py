@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrdist_keras.models.embeddings import rows_of
+
 # Backbones that are the normalised sum of embeddings, and on it a stack of
 # `TransformerEncoder` layers that all take the padding mask, with the path of the
 # embeddings of tokens and positions.
@@ -64,7 +66,6 @@ class Stack:
         embeddings_epsilon: Epsilon of the embeddings' layer norm.
         epsilon: Epsilon of the layers' layer norms.
         dropout: Its rate, the same everywhere.
-        dtype: Type that products are computed in.
     """
 
     segments: bool
@@ -74,7 +75,6 @@ class Stack:
     embeddings_epsilon: float
     epsilon: float
     dropout: float
-    dtype: str
 
     def __call__(
         self, weights: Sequence[Any], inputs: Mapping[str, Any], key: Any = None
@@ -90,14 +90,14 @@ class Stack:
         """
         ids = inputs["token_ids"]
         (batch, length), width = ids.shape, weights[0].shape[1]
-        embedded = jnp.take(weights[0], ids, axis=0) + weights[1][:length]
+        embedded = rows_of(weights[0], ids) + weights[1][:length]
         first = 2
         if self.segments:
-            embedded += jnp.take(weights[2], inputs["segment_ids"], axis=0)
+            embedded += rows_of(weights[2], inputs["segment_ids"])
             first = 3
         norm, rest = weights[first : first + 2], weights[first + 2 :]
         embedded = _norm(embedded, norm, self.embeddings_epsilon)
-        tokens = embedded.reshape(batch * length, width).astype(self.dtype)
+        tokens = embedded.reshape(batch * length, width)
         keys = _keys(key, 1 + self.layers)
         tokens = self.dropped(tokens, keys[-1])
         present = inputs["padding_mask"][:, None, None, :] != 0
@@ -143,7 +143,6 @@ def _layer(
 ) -> Any:
     """One post-norm layer (arXiv 1706.03762, section 3.1) on [tokens, width]."""
     (batch, *_, length), width = mask.shape, tokens.shape[-1]
-    dtype = tokens.dtype
     query, query_bias, key, key_bias, value, value_bias = (
         w.reshape(*w.shape[: w.ndim - 2], width) for w in weights[:6]
     )
@@ -153,8 +152,7 @@ def _layer(
     of_weights, of_attention, of_feedforward = _keys(dropout_key, 3)
 
     def dense(x: Any, kernels: list, biases: list) -> Any:
-        kernel = jnp.concatenate(kernels, axis=1).astype(dtype)
-        return x @ kernel + jnp.concatenate(biases).astype(dtype)
+        return x @ jnp.concatenate(kernels, axis=1) + jnp.concatenate(biases)
 
     def by_head(x: Any) -> list:
         # The gradient of `split` is one concatenation, of slices a sum of padded ones.
@@ -170,13 +168,8 @@ def _layer(
     else:
         kernels, biases = [query, key, value], [query_bias, key_bias, value_bias]
         queries, keys, values = by_head(dense(tokens, kernels, biases))
-    scores = jnp.einsum(
-        "bnth,bnsh->bnts",
-        queries * size**-0.5,
-        keys,
-        preferred_element_type=jnp.float32,
-    )
-    attention = jax.nn.softmax(scores + mask).astype(dtype)
+    scores = jnp.einsum("bnth,bnsh->bnts", queries * size**-0.5, keys)
+    attention = jax.nn.softmax(scores + mask)
     attention = stack.dropped(attention, of_weights)
     mixed = jnp.einsum("bnts,bnsh->bnth", attention, values)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(-1, width)
@@ -190,13 +183,12 @@ def _layer(
 
 
 def _norm(x: Any, weights: Sequence[Any], epsilon: float) -> Any:
-    """Layer normalisation of the last axis (arXiv 1607.06450), in float32."""
+    """Layer normalisation of the last axis (arXiv 1607.06450)."""
     gamma, beta = weights
-    exact = x.astype(jnp.float32)
-    centred = exact - jnp.mean(exact, axis=-1, keepdims=True)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
     scale = jax.lax.rsqrt(variance + epsilon) * gamma
-    return (centred * scale + beta).astype(x.dtype)
+    return centred * scale + beta
 
 
 def find_stack(model: Any, family: str) -> Stack | None:
@@ -223,7 +215,7 @@ def find_stack(model: Any, family: str) -> Stack | None:
     if paths != expected or any(layer.normalize_first for layer in layers):
         return None
     dropout = model.get_layer(_EMBEDDINGS_DROPOUT).rate
-    if any(layer.dropout != dropout for layer in layers):
+    if any((x.dropout, x.compute_dtype) != (dropout, "float32") for x in layers):
         return None
     return Stack(
         segments=segments,
@@ -233,5 +225,4 @@ def find_stack(model: Any, family: str) -> Stack | None:
         embeddings_epsilon=model.get_layer(_EMBEDDINGS_NORM).epsilon,
         epsilon=layers[0].layer_norm_epsilon,
         dropout=dropout,
-        dtype=layers[0].compute_dtype,
     )

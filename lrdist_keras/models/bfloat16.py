@@ -1,10 +1,11 @@
-"""Matrix products in bfloat16: where they pay, and how a traced function gets them."""
+"""Matrix products in bfloat16, and how a traced function gets them."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -12,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, primitives
-
-from lrdist_keras.machine import cpu_flags_here
 
 # A tile of AMX holds 16 rows of 32 bfloat16 numbers (Intel's Architecture Instruction
 # Set Extensions Programming Reference, section on palette 1). A product that does not
@@ -32,48 +31,24 @@ _INNER = {
 }
 
 
-def resolve(precision: str, platform: str, cpu_flags: Collection[str]) -> str:
-    """Returns what a setting means on a machine: `"float32"` or `"bfloat16"`.
-
-    `auto` is bfloat16 on GPU, TPU, and CPUs with AMX, or with AVX512-BF16 by AMD: Zen 5
-    was measured to be faster by it, a Xeon without AMX slower. Nothing is measured
-    here, so that the same machine always gives the same numbers.
+@dataclass(frozen=True)
+class _Units:
+    """What the units of a platform ask for.
 
     Args:
-        precision: `"auto"`, `"float32"` or `"bfloat16"`; the last two mean themselves.
-        platform: JAX's name of it, such as `"cpu"`.
-        cpu_flags: What `cpu_flags` finds.
+        row_major: Whether they are used only where both operands are row-major.
+        others: Precision of the products that are not computed from bfloat16, where it
+            has to be asked for to be float32.
     """
-    if precision != "auto":
-        return precision
-    has_units = platform in ("gpu", "tpu") or (
-        platform == "cpu"
-        and ("amx_bf16" in cpu_flags or {"AuthenticAMD", "avx512_bf16"} <= {*cpu_flags})
-    )
-    return "bfloat16" if has_units else "float32"
+
+    row_major: bool
+    others: jax.lax.Precision | None
 
 
-def resolve_here(precision: str) -> str:
-    """Returns what a setting means on this machine, see `resolve`."""
-    return resolve(precision, jax.default_backend(), cpu_flags_here())
-
-
-def backbone_policy(precision: str) -> str:
-    """Returns the dtype policy of Keras that a backbone is built with here.
-
-    GPU and TPU compute in bfloat16 by `mixed_bfloat16`, whose weights are float32. On
-    the CPU that is slower than float32; `bfloat16_products` takes its place.
-    """
-    mixed = precision == "bfloat16" and jax.default_backend() != "cpu"
-    return "mixed_bfloat16" if mixed else "float32"
-
-
-def in_precision(function: Callable[..., Any], precision: str) -> Callable[..., Any]:
-    """Returns what is compiled here: `function`, or with bfloat16 products on a CPU."""
-    on_cpu = jax.default_backend() == "cpu"
-    return (
-        bfloat16_products(function) if precision == "bfloat16" and on_cpu else function
-    )
+def _units_here() -> _Units:
+    if jax.default_backend() == "cpu":
+        return _Units(row_major=True, others=None)
+    return _Units(row_major=False, others=jax.lax.Precision.HIGHEST)
 
 
 def bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,8 +56,9 @@ def bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Operands are rounded to bfloat16, sums are float32: sum_k a_k b_k is wrong by
     at most about 2^-7 sum_k |a_k b_k|, 2^-8 for each operand. CPUs with AMX have units
-    for it, which XLA uses where both operands are row-major. Operands that are sharded
-    over devices are gathered on each for that.
+    for it, which XLA uses where both operands are row-major; operands that are sharded
+    over devices are gathered on each for that. GPUs and TPUs take them as they lie, and
+    products that stay are told to be float32, which there they would not be.
 
     A product stays as it is if an operand or the result is not float32, if it asks for
     a precision of its own (`precision="highest"`), if it says how its result is
@@ -108,20 +84,21 @@ def bfloat16_products(function: Callable[..., Any]) -> Callable[..., Any]:
             *arguments, **options
         )
         leaves = jax.tree.leaves((arguments, options))
-        outputs = jaxpr_as_fun(_rewritten(traced))(*leaves)
+        outputs = jaxpr_as_fun(_rewritten(traced, _units_here()))(*leaves)
         return jax.tree.unflatten(jax.tree.structure(result), outputs)
 
     return rewritten
 
 
-def _rewritten(inner: Any) -> Any:
+def _rewritten(inner: Any, units: _Units) -> Any:
     """Returns a jaxpr, closed or not, or several, with other products."""
     if isinstance(inner, tuple):
-        return tuple(map(_rewritten, inner))
+        return tuple(_rewritten(part, units) for part in inner)
     # Since JAX 0.11 both are one class, whose `jaxpr` is itself.
     if ClosedJaxpr is not Jaxpr and isinstance(inner, ClosedJaxpr):
-        return inner.replace(jaxpr=_rewritten(inner.jaxpr))
-    return inner.replace(eqns=[_rewritten_equation(e) for e in _turned(inner)])
+        return inner.replace(jaxpr=_rewritten(inner.jaxpr, units))
+    equations = [_rewritten_equation(e, units) for e in _turned(inner)]
+    return inner.replace(eqns=equations)
 
 
 def _turned(jaxpr: Any) -> list[Any]:
@@ -166,11 +143,14 @@ def _turned_product(product: Any, transpose: Any) -> Any:
     )
 
 
-def _rewritten_equation(equation: Any) -> Any:
+def _rewritten_equation(equation: Any, units: _Units) -> Any:
     if _is_rewritten(equation):
-        return _rewritten_product(equation)
+        return _rewritten_product(equation, units)
     names = _INNER.get(equation.primitive, ())
-    changed = {name: _rewritten(equation.params[name]) for name in names}
+    changed = {name: _rewritten(equation.params[name], units) for name in names}
+    is_product = equation.primitive is primitives.dot_general_p
+    if is_product and units.others and equation.params["precision"] is None:
+        changed = {"precision": (units.others, units.others)}
     return equation.replace(params=equation.params | changed)
 
 
@@ -190,17 +170,29 @@ def _is_rewritten(equation: Any) -> bool:
     )
 
 
-def _rewritten_product(equation: Any) -> Any:
+def _rewritten_product(equation: Any, units: _Units) -> Any:
     a, b = (variable.aval for variable in equation.invars)
     dimension_numbers = equation.params["dimension_numbers"]
-    traced = jax.make_jaxpr(_product, static_argnums=2)(a, b, dimension_numbers)
+    product = _row_major_product if units.row_major else _product
+    traced = jax.make_jaxpr(product, static_argnums=2)(a, b, dimension_numbers)
     (call,) = traced.jaxpr.eqns
     return equation.replace(primitive=call.primitive, params=call.params)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _product(a: Any, b: Any, dimension_numbers: Any) -> Any:
-    """Returns `lax.dot_general` from bfloat16, as one product of row-major operands."""
+    """Returns `lax.dot_general` from bfloat16."""
+    return jax.lax.dot_general(
+        a.astype(jnp.bfloat16),
+        b.astype(jnp.bfloat16),
+        dimension_numbers,
+        preferred_element_type=jnp.float32,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _row_major_product(a: Any, b: Any, dimension_numbers: Any) -> Any:
+    """Returns the same as one product of row-major operands."""
     (sum_a, sum_b), (batch_a, batch_b) = dimension_numbers
     free_a, free_b = _free(a, sum_a, batch_a), _free(b, sum_b, batch_b)
     batch, rows, depth, columns = product_sizes(a, b, dimension_numbers)

@@ -89,7 +89,7 @@ def hub_classifier(
         preprocessor: A preprocessor of KerasHub; None for token ids.
     """
     hub = _tensorflow.keras_hub()
-    backbone = load_backbone(preset, 0.0, "float32")
+    backbone = load_backbone(preset, 0.0)
     kind = getattr(hub.models, encoder.family.replace("Backbone", "TextClassifier"))
     kernel, bias = (np.asarray(array) for array in head)
     task = kind(backbone, len(bias), preprocessor=preprocessor, dropout=0.0)

@@ -19,7 +19,6 @@ from lrdist_keras.data.preset_files import WEIGHTS, PresetFiles, check_folder
 from lrdist_keras.errors import InputError, MissingFile
 from lrdist_keras.groups import Scheme, path_groups
 from lrdist_keras.models.bert_stack import Stack, find_stack
-from lrdist_keras.models.bfloat16 import backbone_policy
 from lrdist_keras.printable import listed
 from lrdist_keras.settings import ModelSettings
 
@@ -39,8 +38,8 @@ class Encoder:
         state: Values of the other variables (seeds of dropout), in host memory.
         last_token: Whether the last token stands for the text (GPT-2), not the first.
         max_length: Positions that the model has, or None where there is no limit.
-        precision: Precision of its matrix products in training and evaluation,
-            `"float32"` or `"bfloat16"`.
+        precision: Precision of its matrix products in training and evaluation, see
+            `lrdist_keras.models.precision.resolve`.
     """
 
     model: Any
@@ -174,12 +173,12 @@ def load_encoder(
         ValueError: If the preset cannot be had, is no text encoder, or holds weights
             that are not finite.
     """
-    encoder = encoder_of(load_backbone(preset, dropout, precision), preset, precision)
+    encoder = encoder_of(load_backbone(preset, dropout), preset, precision)
     tell_unused_head(preset)
     return encoder
 
 
-def load_backbone(preset: str, dropout: float, precision: str) -> Any:
+def load_backbone(preset: str, dropout: float) -> Any:
     """Returns the Keras model that KerasHub makes of a preset, see `load_encoder`.
 
     Raises:
@@ -191,7 +190,7 @@ def load_backbone(preset: str, dropout: float, precision: str) -> Any:
         files.json("config.json"), files.tensor_names()  # what is damaged shows at once
     try:
         return _tensorflow.keras_hub().models.Backbone.from_preset(
-            preset, dropout=dropout, dtype=backbone_policy(precision)
+            preset, dropout=dropout, dtype="float32"
         )
     except Exception as error:  # hubs raise errors of their own, of many classes
         reason = str(error).strip().splitlines() or [type(error).__name__]

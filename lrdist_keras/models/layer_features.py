@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.data.batches import Encoded, evaluation_batches
+from lrdist_keras.data.batches import Encoded, buckets, evaluation_batches
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.models.platforms import row_lengths
+from lrdist_keras.models.precision import in_precision
 
 _LAYER = re.compile(r"transformer_layer_\d+")
 _LONG = 4096  # texts from which on progress is shown
@@ -33,7 +35,6 @@ class FeatureReader:
         import jax
 
         self.encoder = encoder
-        self.max_length = max_length
         self.batch_size = batch_size
         stacked, self._positions = _stacked_layers(encoder.unpooled)
 
@@ -43,7 +44,10 @@ class FeatureReader:
         def layers(weights: list, inputs: dict) -> Any:
             return stacked.features(weights, stacked.state, inputs, training=False)[0]
 
-        self._last, self._layers = jax.jit(last), jax.jit(layers)
+        self._bounds = buckets(max_length, row_lengths(max_length))
+        self._last, self._layers = (
+            jax.jit(in_precision(f, "float32")) for f in (last, layers)
+        )
 
     def last(self, weights: Sequence[Any], data: Encoded) -> np.ndarray:
         """Returns the vectors that a head sees, float32, shape [examples, width]."""
@@ -68,7 +72,7 @@ class FeatureReader:
         weights = [jnp.asarray(weight) for weight in weights]
         result: np.ndarray | None = None
         for batch in track(
-            evaluation_batches(data, self.max_length, self.batch_size),
+            evaluation_batches(data, self._bounds, self.batch_size),
             "Reading features",
             total=-(-len(data) // self.batch_size),
             console=Console(stderr=True),

@@ -84,7 +84,7 @@ def load_pooled(
         ValueError: If the preset cannot be had, its family has no pooler, or it holds
             weights that are not finite.
     """
-    backbone = load_backbone(preset, dropout, precision)
+    backbone = load_backbone(preset, dropout)
     activation_of(type(backbone).__name__)
     encoder = encoder_of(backbone, preset, precision)
     own = [layer for layer in backbone.layers if layer.name == NAME]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.data.batches import Encoded, evaluation_batches
+from lrdist_keras.data.batches import Encoded, buckets, evaluation_batches
 from lrdist_keras.data.token_ids import Texts, Tokenizer, check_ids
 from lrdist_keras.data.tokenizer import load_tokenizer
 from lrdist_keras.errors import InputError
@@ -57,7 +57,7 @@ class TextClassifier:
         data = self._encoded(texts)
         result = np.zeros((len(data), len(self.class_names)), np.float32)
         names = [tensor.name for tensor in self.model.inputs]
-        for batch in evaluation_batches(data, self.max_length, _BATCH):
+        for batch in evaluation_batches(data, buckets(self.max_length), _BATCH):
             inputs = data.arrays(batch.indices, batch.length)
             found = self.model.predict_on_batch({name: inputs[name] for name in names})
             real = batch.indices >= 0

@@ -200,7 +200,7 @@ def _from_hugging_face(folder: Path, encoder: Encoder, what: str) -> TrainedMode
         raise InputError(
             f"{what} must give each text one class. Received: problem_type {problem!r}"
         )
-    backbone = load_backbone(str(folder), 0.0, "float32")
+    backbone = load_backbone(str(folder), 0.0)
     family = type(backbone).__name__
     if family != encoder.family or family not in _HEADS:
         raise InputError(

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lrdist_keras import interrupts
 from lrdist_keras.errors import InputError
 from lrdist_keras.machine import cpu_flags_here
+from lrdist_keras.models.platforms import compiler_options
 
 _CORES = (
     len(os.sched_getaffinity(0))
@@ -119,7 +120,8 @@ class Compiler:
         elif key not in self._coming:
             start = time.perf_counter()
             lowered = jitted(function, *arguments).lower(*arguments)
-            self._coming[key] = self._compilers.submit(lowered.compile)
+            options = compiler_options()
+            self._coming[key] = self._compilers.submit(lowered.compile, options)
             self.seconds += time.perf_counter() - start
             self.compilations += 1
 

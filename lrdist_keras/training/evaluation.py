@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,18 +13,18 @@ import numpy as np
 from lrdist_keras import machine
 from lrdist_keras.data.batches import (
     Encoded,
+    buckets,
     evaluation_batches,
     evaluation_steps,
     filled,
 )
 from lrdist_keras.errors import InputError
+from lrdist_keras.models.platforms import calls_ahead, fisher_chunk
 from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.penalties import Weights
 from lrdist_keras.training.plan import lengths
 from lrdist_keras.training.step import Step, WeightSum
 from lrdist_keras.training.token_rows import held_rows, room_of
-
-_FISHER_CHUNK = 4  # per-example gradients are as large as the model, each
 
 
 class Evaluator:
@@ -37,6 +38,9 @@ class Evaluator:
     def __init__(self, step: Step, compiler: Compiler) -> None:
         self.step = step
         self.compiler = compiler
+        settings = step.settings
+        self._bounds = buckets(settings.max_length, settings.row_lengths)
+        self._ahead = calls_ahead()
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -57,18 +61,26 @@ class Evaluator:
             weights: In the order of `Encoder.weights`.
             head: Kernel and bias.
         """
-        settings, encoder = self.step.settings, self.step.encoder
+        size, encoder = self.step.settings.evaluation_batch_size, self.step.encoder
         logits = np.zeros((len(data), len(head[1])), np.float32)
         features = np.zeros((len(data), encoder.width), np.float32)
         model = list(weights), list(head), encoder.state
-        for batch in evaluation_batches(
-            data, settings.max_length, settings.evaluation_batch_size
-        ):
+
+        def fetch(indices: np.ndarray, found: tuple) -> None:
+            real = indices >= 0
+            for array, part in zip((logits, features), found, strict=True):
+                array[indices[real]] = np.asarray(part)[real]
+
+        # The device computes a batch while the host makes the next.
+        under_way: deque[tuple[np.ndarray, tuple]] = deque()
+        for batch in evaluation_batches(data, self._bounds, size):
             inputs = data.arrays(batch.indices, batch.length)
             found = self.compiler.call(self.step.evaluate, *model, inputs)
-            real = batch.indices >= 0
-            for array, part in zip((logits, features), found, strict=True):
-                array[batch.indices[real]] = np.asarray(part)[real]
+            under_way.append((batch.indices, found))
+            if len(under_way) > self._ahead:
+                fetch(*under_way.popleft())
+        for given in under_way:
+            fetch(*given)
         return logits, features
 
     def prefetch(
@@ -76,10 +88,10 @@ class Evaluator:
     ) -> None:
         """Begins to compile what the evaluation of these examples needs."""
         settings = self.step.settings
-        longest, count = settings.max_length, settings.evaluation_batch_size
+        count = settings.evaluation_batch_size
         model = list(weights), list(head), self.step.encoder.state
         nothing = np.full(count, -1)
-        for length in lengths(evaluation_steps(data, longest, count, 1)):
+        for length in lengths(evaluation_steps(data, self._bounds, count, 1)):
             inputs = data.arrays(nothing, length)
             self.compiler.prefetch(self.step.evaluate, *model, inputs)
 
@@ -96,7 +108,8 @@ class Evaluator:
         Raises:
             ValueError: If there is no example.
         """
-        return self._mean(self.step.fisher, _FISHER_CHUNK, data, weights, head)
+        chunk = fisher_chunk(self.step.encoder.weights)
+        return self._mean(self.step.fisher, chunk, data, weights, head)
 
     def gradient(
         self, data: Encoded, weights: Sequence[Any], head: Sequence[Any]
@@ -138,8 +151,8 @@ class Evaluator:
         used = held_rows(step.encoder, data, room_of(step.encoder, [data]))
         examples, held = used.narrowed(data), used.take(weights)
         so_far = WeightSum([jnp.zeros_like(w) for w in held])
-        count, longest = settings.steps_per_call, settings.max_length
-        calls = list(evaluation_steps(examples, longest, size, count))
+        count = settings.steps_per_call
+        calls = list(evaluation_steps(examples, self._bounds, size, count))
 
         def arguments(indices: np.ndarray, length: int) -> tuple:
             batches = examples.arrays(filled(indices, count), length)

@@ -15,9 +15,11 @@ import numpy as np
 
 from lrdist_keras._storage import digest
 from lrdist_keras.array_cache import Arrays, cached_arrays
-from lrdist_keras.data.batches import Encoded, evaluation_batches, take
+from lrdist_keras.data.batches import Encoded, buckets, evaluation_batches, take
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.models.platforms import compiler_options, row_lengths
+from lrdist_keras.models.precision import in_precision
 from lrdist_keras.training.penalties import Weights, squared_gradients
 
 _SHARE = 0.15  # of the tokens is predicted, as in BERT (arXiv 1810.04805)
@@ -219,8 +221,8 @@ class _MaskedLanguage:
         self.mask_id = mask_id
         self.rng = rng
         self.vocabulary = len(encoder.weights[tied])
-        self._hidden_states = jax.jit(self._hidden)
-        self._fisher_step = jax.jit(self._squares, donate_argnums=0)
+        self._hidden_states = _jitted(self._hidden)
+        self._fisher_step = _jitted(self._squares, donate_argnums=0)
 
     def logits(self, head: Weights, hidden: Any, embeddings: Any) -> Any:
         """Returns the logits of tokens, [tokens, vocabulary]."""
@@ -251,7 +253,7 @@ class _MaskedLanguage:
             scores = jax.nn.log_softmax(self.logits(head, hidden, embeddings))
             return -jnp.mean(jnp.take_along_axis(scores, targets[:, None], axis=1))
 
-        @jax.jit
+        @_jitted
         def step(head: Weights, state: list, hidden: Any, targets: Any) -> tuple:
             gradients = jax.grad(loss)(head, hidden, targets)
             return optimizer.stateless_apply(state, gradients, head)
@@ -287,6 +289,7 @@ class _MaskedLanguage:
     def _masked(
         self, texts: Encoded, max_length: int, size: int
     ) -> Sequence[dict[str, np.ndarray]]:
+        bounds = buckets(max_length, row_lengths(max_length))
         return [
             mask(
                 texts.arrays(batch.indices, batch.length),
@@ -294,7 +297,7 @@ class _MaskedLanguage:
                 self.vocabulary,
                 self.rng,
             )
-            for batch in evaluation_batches(texts, max_length, size)
+            for batch in evaluation_batches(texts, bounds, size)
         ]
 
     def _states(self, texts: Encoded, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -331,6 +334,11 @@ class _MaskedLanguage:
 
         squares = squared_gradients(log_likelihood, weights, inputs, inputs["weights"])
         return [t + scale * s for t, s in zip(total, squares, strict=True)]
+
+
+def _jitted(function: Any, **options: Any) -> Any:
+    given = options | {"compiler_options": compiler_options()}
+    return jax.jit(in_precision(function, "float32"), **given)
 
 
 def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lrdist_keras.data.batches import Encoded, Steps, filled, training_steps
+from lrdist_keras.data.batches import (
+    Encoded,
+    Steps,
+    buckets,
+    filled,
+    training_steps,
+)
 from lrdist_keras.distribution import Distribution
 from lrdist_keras.settings import TrainingSettings
 
@@ -255,7 +261,7 @@ class Plan:
         self._epochs = (
             training_steps(
                 examples.encoded,
-                settings.max_length,
+                buckets(settings.max_length, settings.row_lengths),
                 settings.batch_size,
                 settings.steps_per_call,
                 rng,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 
 from lrdist_keras.data.batches import Encoded, take
 from lrdist_keras.data.sampling import stratified
+from lrdist_keras.models.platforms import calls_ahead
 from lrdist_keras.settings import Fault, TrainingSettings
+from lrdist_keras.training.compiler import Compiler
 from lrdist_keras.training.course import Course
 from lrdist_keras.training.evaluation import Evaluator
 from lrdist_keras.training.frozen_groups import FrozenGroups
@@ -83,6 +86,36 @@ class _Training:
     curve: Curve
     samples: dict[int, np.ndarray]
     points: set[int]
+
+
+class _Calls:
+    """The calls of one training that the device was given.
+
+    Args:
+        compiler: Makes the programs.
+        journal: What times and examples are added to.
+    """
+
+    def __init__(self, compiler: Compiler, journal: Journal) -> None:
+        self.compiler = compiler
+        self.journal = journal
+        self._under_way: deque[Any] = deque()
+
+    def begin(self, function: Any, given: tuple, part: Part, ahead: int) -> TrainState:
+        """Begins one, and waits until no more than so many are under way.
+
+        Returns:
+            The state after it.
+        """
+        start, waited = time.perf_counter(), self.compiler.seconds
+        state, loss = self.compiler.call(function, *given)
+        self._under_way.append(loss)
+        while len(self._under_way) > ahead:
+            jax.block_until_ready(self._under_way.popleft())
+        waited = self.compiler.seconds - waited
+        self.journal.training += time.perf_counter() - start - waited
+        self.journal.trained += part.examples
+        return state
 
 
 class StageTrainer:
@@ -158,11 +191,14 @@ class StageTrainer:
         self._prefetch_evaluations(course, i, training)
         done, averages = 0, stage.stops(training.total)
         state = self._stop(course, training, state, done, journal)
-        for part in plan.parts(training.total, training.points | averages):
+        stops = training.points | averages | {training.total}
+        calls = _Calls(self.compiler, journal)
+        for part in plan.parts(training.total, stops):
             now = clock._replace(steps=np.int32(part.steps), done=np.float32(done))
             given = (state, part.batches, now, terms)
-            state = self._timed(function, given, part, journal)
             done += part.steps
+            ahead = 0 if done in stops else calls_ahead()
+            state = calls.begin(function, given, part, ahead)
             journal.observer.on_steps(part.steps)
             state = self._stop(course, training, state, done, journal)
         if done not in training.points:
@@ -257,17 +293,6 @@ class StageTrainer:
         ]
         for data, j in sets:
             self.evaluator.prefetch(data, course.weights, course.heads[j])
-
-    def _timed(
-        self, function: Any, given: tuple, part: Part, journal: Journal
-    ) -> TrainState:
-        start, waited = time.perf_counter(), self.compiler.seconds
-        state, loss = self.compiler.call(function, *given)
-        jax.block_until_ready(loss)
-        waited = self.compiler.seconds - waited
-        journal.training += time.perf_counter() - start - waited
-        journal.trained += part.examples
-        return state
 
     def _stop(
         self,

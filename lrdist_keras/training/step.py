@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrdist_keras.groups import Groups, partition
-from lrdist_keras.models.bfloat16 import in_precision
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.models.precision import in_precision
 from lrdist_keras.settings import Fault, TrainingSettings
 from lrdist_keras.training.carried_moments import bias_correction
 from lrdist_keras.training.compiler import Donated
@@ -96,8 +96,10 @@ class Step:
         paths = [v.path for v in encoder.model.trainable_variables]
         self.group_of = np.array(partition(paths, groups, True))
         # The Fisher and the gradient beside it stay in float32.
-        for name in ("train_steps", "probe_steps", "evaluate"):
-            setattr(self, name, in_precision(getattr(self, name), encoder.precision))
+        of = {"fisher": "float32", "gradient": "float32"}
+        for name in ("train_steps", "probe_steps", "evaluate", "fisher", "gradient"):
+            precision = of.get(name, encoder.precision)
+            setattr(self, name, in_precision(getattr(self, name), precision))
 
     def begin(
         self,
@@ -371,9 +373,8 @@ def negative_log_likelihood(logits: Sequence[Any], batch: dict[str, Any]) -> Any
 
 
 def _nll(logits: Any, labels: Any) -> Any:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[
-        :, 0
-    ]
+    scores, places = jax.nn.log_softmax(logits), jnp.arange(len(labels))
+    return -scores.at[places, labels].get(unique_indices=True)
 
 
 def _logits(features: Any, head: Sequence[Any]) -> Any:

@@ -16,6 +16,7 @@ from lrdist_keras.distribution import Distribution
 from lrdist_keras.errors import InputError
 from lrdist_keras.groups import Scheme, partition, path_groups
 from lrdist_keras.models.encoder import Encoder
+from lrdist_keras.models.platforms import settled
 from lrdist_keras.printable import printable
 from lrdist_keras.settings import Fault, TrainingSettings, check_faults
 from lrdist_keras.training.compiler import Compiler
@@ -46,7 +47,8 @@ class SequentialTrainer:
 
     Args:
         encoder: The pretrained encoder.
-        settings: How each task is trained.
+        settings: How each task is trained; what they leave open is decided for this
+            platform.
         scheme: How the layers of the encoder are divided, such as `Scheme(12, 4)` or
             `Scheme(12, layer_groups=(1, 2, 9))`; in 8 groups if None.
         compat: Faults of the authors' code to reproduce, see
@@ -69,7 +71,7 @@ class SequentialTrainer:
     ) -> None:
         check_faults(compat, settings)
         self.encoder = encoder
-        self.settings = settings
+        self.settings = settings = settled(settings)
         self.compat = compat
         paths = [v.path for v in encoder.model.trainable_variables]
         paths += ["head/kernel", "head/bias"]

@@ -85,7 +85,8 @@ class DarkReplay(Strategy):
             return [course.plain(task)]
         new, old = course.subsets[task], mixed(memory.examples[:task])
         old = replace(old, teacher=tuple(_placed(memory.logits)))
-        bounds = buckets(course.evaluator.step.settings.max_length)
+        settings = course.evaluator.step.settings
+        bounds = buckets(settings.max_length, settings.row_lengths)
         length = bounds[bisect_left(bounds, old.encoded.lengths.max())]
         drawn = draws(len(old), len(new), course.rng(Purpose.REPLAY, task))
         numbers = np.float32(self.alpha), np.float32(self.beta)
