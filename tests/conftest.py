@@ -54,6 +54,18 @@ def _programs_of_the_module():
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+@pytest.fixture(scope="module")
+def usual_emitters():
+    """Compiles as users do, so that programs that differ round alike."""
+    from lrdist_keras.training import compiler
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "use_fusion_emitters=false" in os.environ["XLA_FLAGS"]:
+            options = {"xla_cpu_use_fusion_emitters": True}
+            patch.setattr(compiler, "compiler_options", lambda: options)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder of real data beside the checkout."""

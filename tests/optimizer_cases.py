@@ -14,6 +14,13 @@ from lrdist_keras.optimizer import LayerwiseOptimizer
 
 BACKEND = keras.backend.backend()
 
+
+def without_tensorflow(code):
+    """Returns a script that does not import it, which takes seconds, where it can."""
+    hidden = "import sys\nsys.modules['tensorflow'] = None\n"
+    return (hidden if BACKEND == "jax" else "") + inspect.cleandoc(code)
+
+
 # Exported by Keras, but no optimizers that could stand inside.
 NOT_INNER = {
     "Optimizer": "abstract, has no update",

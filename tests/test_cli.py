@@ -208,7 +208,8 @@ def test_show_compares_arms_with_the_reference_and_names_those_unpaired(tmp_path
     assert shown.returncode == 0 and "2/2" in shown.stdout and "7/7" not in shown.stdout
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 5])
 def test_killed_again_and_again_it_ends_with_the_same_table(config, tmp_path, times):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     arms = 'arms=[{name="fast", rate=1e-2}, {name="slow", rate=1e-4}]'

@@ -111,7 +111,7 @@ def test_what_failed_is_given_up_and_tried_again(monkeypatch):
         def lower(self, *arguments):
             return self
 
-        def compile(self):
+        def compile(self, options):
             raise MemoryError("of the compiler")
 
     ours, given = Compiler(), (start(1.0), batch(4), np.float32(1))

@@ -29,6 +29,8 @@ from lrdist_keras.training.strategies.dark_replay import draws
 from lrdist_keras.training.strategies.replay import memory
 from lrdist_keras.training.trainer import SequentialTrainer
 
+pytestmark = pytest.mark.usefixtures("usual_emitters")
+
 WIDE = {"alpha": 0.7, "beta": 0.3, "examples_per_class": 2}
 CLASSES = (3, 2, 5)
 THREE = [task(f"task {c}", i, classes=c) for i, c in enumerate(CLASSES)]

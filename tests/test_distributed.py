@@ -106,6 +106,7 @@ def test_a_killed_a_late_and_a_faulty_worker(tmp_path, node):
     assert len({t["trial_id"] for t in trials}) == 23
 
 
+@pytest.mark.slow
 def test_a_chief_that_is_killed_and_started_again(tmp_path, node):
     """At five moments, some of them while it writes."""
     rng = random.Random(0)

@@ -157,7 +157,7 @@ def test_masked_language_and_features(tiny_preset, monkeypatch):
 ON_TWO_DEVICES = """
 import os, sys
 os.environ["KERAS_BACKEND"] = "jax"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
 import jax, keras, numpy as np
 from trainer_cases import data, task, trained
 from lrdist_keras.distribution import flat

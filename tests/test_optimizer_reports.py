@@ -15,12 +15,12 @@ from optimizer_cases import (
     small_model,
     train,
     values,
+    without_tensorflow,
 )
 
 # isort: split
 import subprocess
 import sys
-import textwrap
 import warnings
 
 import keras
@@ -131,7 +131,7 @@ BACKUP = """
 def test_backup_and_restore_in_a_new_process(tmp_path):
     """keras#19389: killed after three epochs of six, it ends as if undisturbed."""
     script = tmp_path / "backup.py"
-    script.write_text(textwrap.dedent(BACKUP))
+    script.write_text(without_tensorflow(BACKUP))
     for mode, expected in {"whole": 0, "killed": 3, "resumed": 0}.items():
         run = subprocess.run([sys.executable, script, mode, tmp_path])
         assert run.returncode == expected

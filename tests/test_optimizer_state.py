@@ -18,6 +18,7 @@ from optimizer_cases import (
     small_data,
     small_model,
     train,
+    without_tensorflow,
 )
 
 # isort: split
@@ -96,7 +97,7 @@ RESUME = """
 def test_resuming_in_a_new_process_changes_nothing(tmp_path):
     """After an odd number of steps: half an accumulation, between two overwrites."""
     script = tmp_path / "resume.py"
-    script.write_text(textwrap.dedent(RESUME))
+    script.write_text(without_tensorflow(RESUME))
     for mode, expected in {"whole": 0, "killed": 3, "keras": 0, "weights": 0}.items():
         run = subprocess.run([sys.executable, script, mode, tmp_path])
         assert run.returncode == expected

@@ -89,7 +89,9 @@ def encoder(preset):
         (Plain(), 0.2, "adam"),
         (Sfa(alpha=0.5, period=0.3), 0.0, "adam"),
         (Replay(examples_per_class=3), 0.0, "adam"),
-        (DarkReplay(examples_per_class=3), 0.2, "adam"),
+        pytest.param(
+            DarkReplay(examples_per_class=3), 0.2, "adam", marks=pytest.mark.slow
+        ),
         (Plain(), 0.0, "sgd"),
         (Replay(share=0.2), 0.0, "sgd"),
     ],

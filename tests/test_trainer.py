@@ -23,6 +23,8 @@ from lrdist_keras.training.strategies.lora import Lora
 from lrdist_keras.training.strategies.plain import Plain
 from lrdist_keras.training.trainer import SequentialTrainer
 
+pytestmark = pytest.mark.usefixtures("usual_emitters")
+
 PLAIN = Plain()
 EWC = Ewc(strength=0.0)
 
@@ -127,6 +129,7 @@ def test_20_steps_end_at_the_weights_of_keras_fit(encoder, rate):
     compare_with_fit(encoder, 32, 30, rate, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_20_steps_end_at_the_weights_of_keras_fit_on_real_weights(minilm):
     real = load_encoder(str(minilm))
     compare_with_fit(real, 32, 30000, 1e-5, tolerance=2e-6)
@@ -258,7 +261,7 @@ def test_a_program_that_cannot_be_compiled_is_tried_again(alone, monkeypatch):
         def lower(self, *arguments):
             return self
 
-        def compile(self):
+        def compile(self, options):
             raise MemoryError("of the compiler")
 
     rates = flat(1e-3, alone.scheme)

@@ -26,6 +26,8 @@ from lrdist_keras.training.run import Observer, Purpose, generator
 from lrdist_keras.training.strategies.averaging import average
 from lrdist_keras.training.trainer import SequentialTrainer
 
+pytestmark = pytest.mark.usefixtures("usual_emitters")
+
 STAR = "seq_star"
 
 
@@ -472,8 +474,8 @@ def wide_preset(tmp_path_factory):
 @pytest.mark.parametrize(
     "strategy",
     [
-        "der++",
-        pytest.param("seq_star", marks=pytest.mark.slow),
+        pytest.param("der++", marks=pytest.mark.slow),
+        "seq_star",
         pytest.param("head_refit", marks=pytest.mark.slow),
     ],
 )

@@ -139,6 +139,7 @@ def test_a_second_process_is_kept_out(tmp_path, toml):
                 call()
 
 
+@pytest.mark.slow
 def test_a_second_chief_is_kept_out(tmp_path, toml, free_address):
     path, out = tmp_path / "c.toml", tmp_path / "out"
     path.write_text(toml)
