@@ -258,14 +258,13 @@ class TrainingSettings(Section):
         max_length: Tokens per example at most, special tokens included.
         warmup: Share of a task's steps in which the rate rises linearly from 0.
         schedule: What follows: `cosine` falls to 0, `constant` stays.
-        steps_per_call: Steps that run on the device before the host is asked again: 8,
-            on GPUs and TPUs 64, if not given.
+        steps_per_call: Steps that run on the device before the host is asked again.
         evaluation_batch_size: Examples per evaluation batch: 16, on GPUs and TPUs 256,
             if not given.
-        row_lengths: Tokens per row that there are programs for, ascending; a batch has
-            the shortest that its texts fit in, and `max_length` is always one. If not
-            given, 8, 16, 24, … on a CPU, and 32, 64, 128, … on GPUs and TPUs, where
-            compiling takes longest.
+        row_lengths: Tokens per row that there are programs for in training and
+            evaluation, ascending; a batch has the shortest that its texts fit in, and
+            `max_length` is always one. If not given, 8, 16, 24, … on a CPU, and 32, 64,
+            128, … on GPUs and TPUs, where compiling takes longest.
         curve_points: How often task A is evaluated while a later task trains.
         curve_examples: Validation examples used for that, a stratified subset.
     """

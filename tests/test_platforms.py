@@ -24,7 +24,7 @@ def test_a_cpu_leaves_settings_as_they_are():
 def test_a_gpu_gets_few_shapes(gpu):
     found = platforms.settled(TrainingSettings(max_length=100))
     assert found.row_lengths == (32, 64, 128)
-    assert (found.steps_per_call, found.evaluation_batch_size) == (64, 256)
+    assert (found.steps_per_call, found.evaluation_batch_size) == (8, 256)
     assert buckets(found.max_length, found.row_lengths) == [32, 64, 100]
     assert platforms.settled(found) == found
     assert TrainingSettings(**found.model_dump()) == found
@@ -45,7 +45,7 @@ def test_lengths_ascend(lengths):
 
 
 @pytest.mark.parametrize(
-    "millions, chunk", [(1, 64), (33, 64), (34, 32), (110, 16), (335, 4), (3000, 1)]
+    "millions, chunk", [(1, 64), (16, 64), (17, 32), (110, 8), (335, 2), (3000, 1)]
 )
 def test_the_squares_of_a_fisher_fit_the_memory(gpu, millions, chunk):
     class Shape:

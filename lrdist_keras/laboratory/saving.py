@@ -238,7 +238,7 @@ def _description(trained: Trained, encoder: Encoder) -> SavedModel:
         max_length=settings.training.max_length,
         preset=settings.model.preset,
         pooler=pooled,
-        precision=loaded.trainer.encoder.precision,  # type: ignore[arg-type]
+        precision=loaded.trainer.encoder.precision,
         arm=trained.arm.name,
         strategy=trained.arm.strategy.name,
         sequence=trained.sequence.name,

@@ -8,19 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_MOST_PLACES = 8192
+
 
 def rows_of(table: Any, ids: Any) -> Any:
     """Returns the rows of a table with these numbers, shape [*ids.shape, width].
 
     The gradient of a row is the sum over all places that took it. On a GPU a
     scatter adds them in the order in which its threads happen to come, so that two
-    runs differ in the last digits; there it is a matrix product instead.
+    runs differ in the last digits; there it is a matrix product instead. Where that
+    would be of too many places, it is a scatter that XLA has been told to repeat, see
+    `platforms.compiler_options`, which takes longer but not as the square of them.
 
     Args:
         table: Shape [rows, width].
         ids: Integers in [0, rows), any shape.
     """
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or ids.size > _MOST_PLACES:
         return jnp.take(table, ids, axis=0)
     return _repeatable(table, ids)
 
@@ -73,7 +77,10 @@ def _exact_product(ones: Any, values: Any) -> Any:
     ones = ones.astype(jnp.bfloat16)
     total: Any = 0
     for _ in range(3):
-        part = values.astype(jnp.bfloat16)
-        values = values - part.astype(jnp.float32)
-        total += jnp.matmul(ones, part, preferred_element_type=jnp.float32)
+        # A cast and its reverse XLA may take for nothing at all, but not this.
+        part = jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7)
+        values = values - part
+        total += jnp.matmul(
+            ones, part.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+        )
     return total

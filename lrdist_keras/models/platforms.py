@@ -13,15 +13,16 @@ from lrdist_keras.settings import TrainingSettings
 _SHORTEST_ROW = 32
 _CHUNK_ON_A_CPU = 4
 _LARGEST_CHUNK = 64
-_BYTES_OF_A_CHUNK = 8 << 30
+_BYTES_OF_A_CHUNK = 4 << 30
 
 
 def settled(settings: TrainingSettings) -> TrainingSettings:
     """Returns settings with what is left open decided for this platform.
 
     A GPU or TPU compiles a program for many seconds and runs it in milliseconds: it
-    gets few shapes, many examples at a time and many steps a call. Nothing is measured,
-    so that one platform always gives one result.
+    gets few shapes, and many examples at a time. Nothing is measured, so that one
+    platform always gives one result. Steps a call stay as they are, for batches are
+    shuffled by calls.
 
     Args:
         settings: How each task is trained. What is given in them stays.
@@ -29,7 +30,6 @@ def settled(settings: TrainingSettings) -> TrainingSettings:
     if jax.default_backend() == "cpu":
         return settings
     ours: dict[str, Any] = {
-        "steps_per_call": 64,
         "evaluation_batch_size": 256,
         "row_lengths": row_lengths(settings.max_length),
     }
@@ -55,7 +55,8 @@ def fisher_chunk(weights: Sequence[np.ndarray]) -> int:
     """Returns how many examples have their gradients squared at a time.
 
     Each example's gradient is as large as the model. On a CPU there are few of them; on
-    other platforms a power of two up to 64 that keeps all below 8 GiB.
+    other platforms a power of two up to 64 that keeps all of them below 4 GiB; what is
+    computed from them may take as much again.
 
     Args:
         weights: Those of the encoder.
@@ -71,8 +72,9 @@ def fisher_chunk(weights: Sequence[np.ndarray]) -> int:
 def compiler_options() -> dict[str, Any]:
     """Returns the options of XLA that programs are compiled with.
 
-    On a GPU the gradient of an embedding adds up the rows of equal tokens, in an order
-    that differs from run to run unless XLA is told otherwise.
+    On a GPU a scatter that meets a place twice adds up in an order that differs from
+    run to run unless XLA is told otherwise. The gradients of embeddings are such
+    scatters, but for the many of `embeddings.rows_of`.
     """
     if jax.default_backend() != "gpu":
         return {}

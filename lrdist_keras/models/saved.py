@@ -80,7 +80,7 @@ class SavedModel(_Part):
     max_length: int = Field(ge=8)
     preset: str
     pooler: bool
-    precision: Literal["float32", "bfloat16"]
+    precision: str
     arm: str
     strategy: str
     sequence: str

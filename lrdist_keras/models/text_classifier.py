@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,20 @@ class TextClassifier:
         return [self.class_names[i] for i in found]
 
     def logits(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """Returns the logits, float32, shape [texts, classes]. See `predict`."""
+        """Returns the logits, float32, shape [texts, classes]. See `predict`.
+
+        On JAX, products are computed in float32 on every platform.
+        """
         data = self._encoded(texts)
         result = np.zeros((len(data), len(self.class_names)), np.float32)
         names = [tensor.name for tensor in self.model.inputs]
-        for batch in evaluation_batches(data, buckets(self.max_length), _BATCH):
-            inputs = data.arrays(batch.indices, batch.length)
-            found = self.model.predict_on_batch({name: inputs[name] for name in names})
-            real = batch.indices >= 0
-            result[batch.indices[real]] = np.asarray(found)[real]
+        with _float32_products():
+            for batch in evaluation_batches(data, buckets(self.max_length), _BATCH):
+                arrays = data.arrays(batch.indices, batch.length)
+                inputs = {name: arrays[name] for name in names}
+                found = self.model.predict_on_batch(inputs)
+                real = batch.indices >= 0
+                result[batch.indices[real]] = np.asarray(found)[real]
         return result
 
     def _encoded(self, texts: Sequence[str | tuple[str, str]]) -> Encoded:
@@ -127,3 +133,13 @@ def _entry(tasks: Sequence[SavedTask], task: str | None, folder: Path) -> SavedT
             f"{listed(repr(printable(name)) for name in names)}. Received: {task!r}"
         )
     return tasks[names.index(task)]
+
+
+def _float32_products() -> AbstractContextManager[Any]:
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return nullcontext()
+    import jax
+
+    return jax.default_matmul_precision("highest")

@@ -222,6 +222,7 @@ class _MaskedLanguage:
         self.rng = rng
         self.vocabulary = len(encoder.weights[tied])
         self._hidden_states = _jitted(self._hidden)
+        self._logits = _jitted(self.logits)
         self._fisher_step = _jitted(self._squares, donate_argnums=0)
 
     def logits(self, head: Weights, hidden: Any, embeddings: Any) -> Any:
@@ -271,7 +272,7 @@ class _MaskedLanguage:
         hidden, targets = self._states(texts, max_length)
         embeddings = jnp.asarray(self.encoder.weights[self.tied])
         found = [
-            np.argmax(self.logits(head, hidden[i : i + _BATCH], embeddings), axis=1)
+            np.argmax(self._logits(head, hidden[i : i + _BATCH], embeddings), axis=1)
             for i in range(0, len(targets), _BATCH)
         ]
         return float(np.mean(np.concatenate(found) == targets))

@@ -100,6 +100,7 @@ class _Calls:
         self.compiler = compiler
         self.journal = journal
         self._under_way: deque[Any] = deque()
+        self._counted = 0.0  # the moment up to which time has been
 
     def begin(self, function: Any, given: tuple, part: Part, ahead: int) -> TrainState:
         """Begins one, and waits until no more than so many are under way.
@@ -107,13 +108,16 @@ class _Calls:
         Returns:
             The state after it.
         """
-        start, waited = time.perf_counter(), self.compiler.seconds
+        # With a call under way the device has been at work all the time.
+        start = self._counted if self._under_way else time.perf_counter()
+        waited = self.compiler.seconds
         state, loss = self.compiler.call(function, *given)
         self._under_way.append(loss)
         while len(self._under_way) > ahead:
             jax.block_until_ready(self._under_way.popleft())
         waited = self.compiler.seconds - waited
-        self.journal.training += time.perf_counter() - start - waited
+        self._counted = time.perf_counter()
+        self.journal.training += self._counted - start - waited
         self.journal.trained += part.examples
         return state
 
