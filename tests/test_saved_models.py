@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import keras
 import numpy as np
@@ -15,7 +16,8 @@ from lrdist_keras.cli import app
 from lrdist_keras.data.local_files import load_files
 from lrdist_keras.errors import InputError
 from lrdist_keras.laboratory import comparison, model_card, training
-from lrdist_keras.models.saved import read_saved
+from lrdist_keras.models.saved import SavedModel, read_saved
+from lrdist_keras.settings import ModelSettings
 
 ARMS = 'arms=[{name="flat", rate=1e-2}, {name="ewc", rate=1e-2, strategy="ewc"}]'
 NO_MEASURES = (
@@ -302,6 +304,13 @@ def test_a_damaged_folder_is_named(saved, tmp_path, file, content, match):
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=match):
         load_classifier(folder, "first")
+
+
+def test_a_model_of_every_precision_can_be_described(saved):
+    content = json.loads((saved[0] / "model.json").read_text())
+    for precision in get_args(ModelSettings.model_fields["precision"].annotation):
+        described = SavedModel.model_validate(content | {"precision": precision})
+        assert described.precision == precision
 
 
 def test_what_a_classifier_is_asked(saved):
