@@ -127,6 +127,26 @@ def test_the_group_table_fits_a_terminal_whatever_the_number_of_arms():
     assert "7,097,856" in shown[0]
 
 
+def test_groups_that_are_not_trained_have_no_rate(tmp_path):
+    from matplotlib.image import imread
+
+    arms = {"all": flat(1e-5, SCHEME), "head alone": flat(1e-5, SCHEME)}
+    still = {"head alone": [name for name in SCHEME.names if name != "head"]}
+    groups = [(name, 16, 1_774_464) for name in SCHEME.names]
+    (table,) = tables.group_tables(groups, arms, still)
+    rows = [
+        line.split()[3:] for line in text(table).splitlines() if "1,774,464" in line
+    ]
+    assert rows == (len(SCHEME.names) - 1) * [["1.00e-05", "frozen"]] + [
+        ["1.00e-05"] * 2
+    ]
+    drawn = []
+    for frozen in ({}, still):
+        figures.save_picture(tmp_path / "p.png", [record()], arms, frozen=frozen)
+        drawn.append(imread(tmp_path / "p.png"))
+    assert (drawn[0] != drawn[1]).any()
+
+
 def test_correlations_are_shown_and_missing_ones_are_dashes():
     found = {
         "between_rungs": [{"budgets": [1 / 9, 1], "settings": 4, "spearman": 0.61}],
@@ -293,7 +313,7 @@ def test_rates_that_were_found_are_shown_with_their_means():
 def test_the_picture_shows_the_rates_that_were_found(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        figures, "_draw_distributions", lambda axis, rates: drawn.append(rates)
+        figures, "_draw_distributions", lambda axis, rates, _: drawn.append(rates)
     )
     given, later = flat(1e-3, SCHEME), flat(1e-4, SCHEME)
     runs = [

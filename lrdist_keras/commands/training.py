@@ -61,13 +61,14 @@ def compare(
         task.name: task.classes for tasks in prepared.tasks.values() for task in tasks
     }
     groups = prepared.trainer.group_table(list(classes.values()))
-    rates = {
-        arm.name + (" (first task)" if arm.rates_from else ""): of_arm
-        for arm, of_arm in zip(
-            configuration.arms, prepared.distributions.values(), strict=True
-        )
-    }
-    for table in tables.group_tables(groups, rates):
+    shown = [
+        arm.name + (" (first task)" if arm.rates_from else "")
+        for arm in configuration.arms
+    ]
+    rates = dict(zip(shown, prepared.distributions.values(), strict=True))
+    frozen = {arm.name: arm.strategy.frozen for arm in configuration.arms}
+    still = dict(zip(shown, frozen.values(), strict=True))
+    for table in tables.group_tables(groups, rates, still):
         console.print(table)
     console.print(tables.labels_table(prepared.labels))
     with input_errors():
@@ -84,6 +85,7 @@ def compare(
             records,
             prepared.distributions,
             configuration.compat,
+            frozen,
         )
         written = ["results.json", "comparison.png"]
         if any("drift" in r or "similarity" in r for r in records):

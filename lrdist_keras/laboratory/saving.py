@@ -244,8 +244,8 @@ def _description(trained: Trained, encoder: Encoder) -> SavedModel:
         sequence=trained.sequence.name,
         seed=trained.seed,
         rates=[
-            None if task.given is not None else dict(rates.rates)
-            for task, rates in zip(trained.tasks, run.rates, strict=True)
+            None if task.given is not None else _rates(trained, j)
+            for j, task in enumerate(trained.tasks)
         ],
         versions=machine.versions(),
         inputs={
@@ -254,6 +254,13 @@ def _description(trained: Trained, encoder: Encoder) -> SavedModel:
         },
         configuration=json.loads(settings.model_dump_json()),
     )
+
+
+def _rates(trained: Trained, j: int) -> dict[str, float]:
+    """Returns the learning rate of each group in a task, 0 of those not trained."""
+    shared = j == 0 and trained.tasks[0].shared_rates is not None
+    frozen = () if shared else trained.arm.strategy.frozen
+    return dict(trained.run.rates[j].rates) | dict.fromkeys(frozen, 0.0)
 
 
 def _check(trained: Trained, place: Path, j: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,15 @@ def save_picture(
     records: Sequence[Mapping[str, Any]],
     distributions: Mapping[str, Distribution],
     compat: Sequence[str] = (),
+    frozen: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Draws a comparison: distributions, p_s against p_o, and the forgetting curve.
 
     One row of the three panels per sequence. Small marks are single seeds, hollow where
     the run did not learn; large ones are means over the seeds. Of an arm whose runs
-    found their learning rates, the mean of those of the last task is drawn. The title
-    names the faults that were on.
+    found their learning rates, the mean of those of the last task is drawn, and of
+    groups that an arm does not train, see `frozen`, nothing. The title names the faults
+    that were on.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,9 +50,8 @@ def save_picture(
             for (_, arm, task), rates in mean_rates(runs).items()
             if task == runs[0]["tasks"][-1]
         }
-        _draw_distributions(
-            row[0], {arm: found.get(arm, d.rates) for arm, d in distributions.items()}
-        )
+        drawn = {arm: found.get(arm, d.rates) for arm, d in distributions.items()}
+        _draw_distributions(row[0], drawn, frozen or {})
         _draw_accuracies(row[1], runs, list(distributions))
         _draw_curves(row[2], runs, list(distributions))
         row[1].set_title(_literal(sequence).replace("->", "→"))
@@ -244,13 +245,16 @@ def _title_with_faults(figure: Any, compat: Sequence[str]) -> None:
 
 
 def _draw_distributions(
-    axis: Any, distributions: Mapping[str, Mapping[str, float]]
+    axis: Any,
+    distributions: Mapping[str, Mapping[str, float]],
+    frozen: Mapping[str, Collection[str]],
 ) -> None:
     for index, (arm, rates) in enumerate(distributions.items()):
         # Arms with the same rates would hide each other.
         shift = 0.06 * (index - (len(distributions) - 1) / 2)
         position = np.arange(len(rates)) + shift
-        values = list(rates.values())
+        still = frozen.get(arm, ())
+        values = [np.nan if g in still else rate for g, rate in rates.items()]
         axis.plot(position, values, label=_literal(arm), lw=1, **_style(index))
     names = list(next(iter(distributions.values())))
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -21,15 +21,27 @@ SPREAD_LIMIT = 3.0
 
 
 def group_tables(
-    groups: Sequence[tuple[str, int, int]], distributions: Mapping[str, Distribution]
+    groups: Sequence[tuple[str, int, int]],
+    distributions: Mapping[str, Distribution],
+    frozen: Mapping[str, Collection[str]] | None = None,
 ) -> list[Table]:
     """Returns the table of group, variables, parameters and each arm's rate.
 
     Arms with the same rates share a column; several tables where there are many arms.
+
+    Args:
+        groups: Name, variables and parameters of each group.
+        distributions: Rates by name of the arm.
+        frozen: Groups that arms do not train.
     """
-    columns: dict[tuple[float, ...], list[str]] = {}
+    columns: dict[tuple[str, ...], list[str]] = {}
     for arm, distribution in distributions.items():
-        columns.setdefault(tuple(distribution.values), []).append(arm)
+        still = (frozen or {}).get(arm, ())
+        shown = [
+            "frozen" if group in still else f"{rate:.2e}"
+            for group, rate in distribution.rates.items()
+        ]
+        columns.setdefault(tuple(shown), []).append(arm)
     arms = [(", ".join(names), rates) for rates, names in columns.items()]
     parts = [
         arms[i : i + _ARMS_PER_TABLE] for i in range(0, len(arms), _ARMS_PER_TABLE)
@@ -44,7 +56,7 @@ def group_tables(
         for arm, _ in part:
             table.add_column(cell(arm), justify="right", overflow="fold", min_width=8)
         for index, (name, variables, parameters) in enumerate(groups):
-            rates_of = [f"{rates[index]:.2e}" for _, rates in part]
+            rates_of = [rates[index] for _, rates in part]
             table.add_row(name, str(variables), f"{parameters:,}", *rates_of)
         table.add_row(*total, *[""] * len(part), style="bold")
         tables.append(table)
