@@ -146,7 +146,7 @@ def test_masked_language_and_features(tiny_preset, monkeypatch):
     monkeypatch.setattr(mlm_fisher, "_EPOCHS", 1)
     found = pretraining_fisher(encoder, data(0, 12, shortest=4, longest=14), 4, 16, 2)
     assert all(np.isfinite(f).all() for f in found.fisher)
-    assert lowered == {"_hidden", "step", "_squares"}
+    assert lowered == {"_hidden", "step", "logits", "_squares"}
     reader = FeatureReader(encoder, 16)
     inputs = data(0, 12, shortest=4, longest=14).arrays(np.arange(4), 16)
     lower(reader._last, encoder.weights, inputs)
