@@ -83,87 +83,26 @@ def take_preset(given: str) -> None:
     step.preset = preset
 
 
-def job(name: str, precision: str) -> tuple[Any, Any, Any, Any]:
-    """Returns the trainer, the state before the first step, batches and their clock."""
-    from lrdist_keras.training.step import Clock
-
-    g = geometry(name)
-    trainer, state, inputs = step.job(g, drawn(g), precision)
-    numbers = (np.float32(100), np.float32(1e6), np.float32(step.RATE))
-    return trainer, state, inputs, Clock(np.int32(g["steps"]), *numbers)
-
-
-def with_graphs(g: dict[str, Any]) -> Any:
-    """Returns a block of PyTorch's steps, each some CUDA graphs."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = BertConfig(
-        hidden_size=g["width"],
-        num_hidden_layers=g["layers"],
-        num_attention_heads=g["heads"],
-        intermediate_size=4 * g["width"],
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = BertForSequenceClassification(config).to(device)
-    forward = torch.compile(model, mode="reduce-overhead")
-    optimizer = torch.optim.Adam(model.parameters(), step.RATE, fused=True)
-    names = {
-        "input_ids": "token_ids",
-        "attention_mask": "padding_mask",
-        "token_type_ids": "segment_ids",
-        "labels": "labels",
-    }
-    batches = drawn(g)
-    tensors = [
-        {k: torch.from_numpy(batches[v][i]).long().to(device) for k, v in names.items()}
-        for i in range(g["steps"])
-    ]
-
-    def block() -> None:
-        for batch in tensors:
-            optimizer.zero_grad()  # the gradients lie in the pool of the graphs
-            torch.compiler.cudagraph_mark_step_begin()
-            with torch.autocast(device, torch.bfloat16):
-                loss = forward(**batch).loss
-            loss.backward()
-            optimizer.step()
-        loss.item()
-
-    return block
-
-
 def block_of(side: str, found: dict[str, Any]) -> Any:
     """Returns what does a side's block of steps, and notes its logits before."""
     name, how, options = SIDES[side]
     g = geometry(name)
-    if how == "graphs":
-        return with_graphs(g)
-    if how == "eager":
-        return step.pytorch(g, drawn(g), autocast=True, compiled=False)
+    if how in ("eager", "graphs"):
+        graphs = how == "graphs"
+        return step.pytorch(g, drawn(g), True, compiled=graphs, graphs=graphs)
     import jax
 
     from lrdist_keras.training import compiler
-    from lrdist_keras.training.plan import Terms
 
     always = compiler.compiler_options
     on_gpu = jax.default_backend() == "gpu"
     compiler.compiler_options = lambda: always() | (options if on_gpu else {})
-    trainer, state, inputs, clock = job(name, how)
+    trainer, state, inputs = step.job(g, drawn(g), how)
     batch = {k: v[0] for k, v in inputs.items()}
     given = (state.weights, state.heads[0], trainer.encoder.state, batch)
     logits, _ = trainer.compiler.call(trainer.step.evaluate, *given)
     found["logits"] = np.asarray(logits).ravel().tolist()
-
-    def block() -> None:
-        nonlocal state
-        given = (state, inputs, clock, Terms())
-        state, loss = trainer.compiler.call(trainer.step.train_steps, *given)
-        jax.block_until_ready((state, loss))
-
-    return block
+    return step.block_of(trainer, state, inputs)
 
 
 def kernels(block: Any, steps: int) -> dict[str, Any]:
@@ -212,9 +151,7 @@ def serve(side: str) -> None:
     print("READY " + json.dumps(found), flush=True)
     for line in sys.stdin:
         if line == "trace\n":
-            name, how, _ = SIDES[side]
-            ours = how not in ("eager", "graphs")
-            trace = kernels(block, geometry(name)["steps"]) if ours else None
+            trace = kernels(block, geometry(SIDES[side][0])["steps"])
             print("TRACE " + json.dumps(trace), flush=True)
         else:
             print(f"TIME {timed(block)}", flush=True)
@@ -227,14 +164,15 @@ def serve_population() -> None:
     from lrdist_keras.models.platforms import compiler_options
     from lrdist_keras.training.plan import Terms
 
-    trainer, state, inputs, clock = job("minilm", "bfloat16")
+    g = geometry("minilm")
+    trainer, state, inputs = step.job(g, drawn(g), "bfloat16")
     call = jax.vmap(trainer.step.train_steps, in_axes=(0, None, None, None))
     program = jax.jit(call, donate_argnums=0, compiler_options=compiler_options())
 
     def stacked(size: int) -> Any:
         return jax.tree.map(lambda x: jax.numpy.stack(size * [x]), state)
 
-    given = (inputs, clock, Terms())
+    given = (inputs, step.clock_of(inputs), Terms())
     programs = {size: program.lower(stacked(size), *given) for size in POPULATIONS}
     ready = {size: lowered.compile() for size, lowered in programs.items()}
     print("READY {}", flush=True)
@@ -249,7 +187,7 @@ def serve_population() -> None:
                 jax.block_until_ready((states, loss))
 
             block()
-            found[size] = 1e3 * timed(block) / inputs["labels"].shape[0]
+            found[size] = 1e3 * timed(block) / g["steps"]
         print("TIME " + json.dumps(found), flush=True)
 
 
@@ -301,9 +239,8 @@ def step_part(sides: dict[str, Side], found: dict[str, Any], left: Any) -> None:
                 seconds[name].append(answer)
     for name, side in ready.items():
         if seconds[name]:
-            _, how, _ = SIDES[name]
-            g = geometry(SIDES[name][0])
-            ms = [1e3 * s / g["steps"] for s in seconds[name]]
+            of, how, _ = SIDES[name]
+            ms = [1e3 * s / geometry(of)["steps"] for s in seconds[name]]
             median = statistics.median(ms)
             found[name] |= {"ms_per_step": ms, "median_ms": median}
             print(f"{name:45} {median:8.2f} ms", flush=True)

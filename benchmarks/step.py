@@ -154,21 +154,34 @@ def ours(
     precision: str,
     devices: int = 1,
 ) -> Callable[[], None]:
-    import jax
-
-    from lrdist_keras.training.plan import Terms
-    from lrdist_keras.training.step import Clock
-
     if devices > 1:
+        import jax
         import keras
 
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
         keras.distribution.set_distribution(keras.distribution.DataParallel())
 
-    trainer, state, inputs = job(geometry, batches, precision)
+    return block_of(*job(geometry, batches, precision))
+
+
+def clock_of(inputs: dict[str, np.ndarray]) -> Any:
+    """Returns the place in a long training of one block, of all its steps."""
+    from lrdist_keras.training.step import Clock
+
     numbers = (np.float32(100), np.float32(1e6), np.float32(RATE))
-    clock = Clock(np.int32(geometry["steps"]), *numbers)
+    return Clock(np.int32(len(inputs["labels"])), *numbers)
+
+
+def block_of(
+    trainer: Any, state: Any, inputs: dict[str, np.ndarray]
+) -> Callable[[], None]:
+    """Returns what does the steps of a job and waits for them."""
+    import jax
+
+    from lrdist_keras.training.plan import Terms
+
+    clock = clock_of(inputs)
 
     def block() -> None:
         nonlocal state
@@ -207,7 +220,9 @@ def pytorch(
     batches: dict[str, np.ndarray],
     autocast: bool,
     compiled: bool,
+    graphs: bool = False,
 ) -> Callable[[], None]:
+    """Returns a block of PyTorch's steps; `graphs`: of CUDA, with a fused Adam."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -223,8 +238,9 @@ def pytorch(
             attention_probs_dropout_prob=geometry["dropout"],
         )
     ).to(device)
-    forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    mode = "reduce-overhead" if graphs else None
+    forward = torch.compile(model, mode=mode) if compiled else model
+    optimizer = torch.optim.Adam(model.parameters(), RATE, fused=graphs or None)
     names = {
         "input_ids": "token_ids",
         "attention_mask": "padding_mask",
@@ -238,9 +254,11 @@ def pytorch(
 
     def block() -> None:
         for batch in tensors:
+            optimizer.zero_grad()  # first, for gradients lie in the pool of the graphs
+            if graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(device, torch.bfloat16, enabled=autocast):
                 loss = forward(**batch).loss
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         loss.item()  # waits for a GPU

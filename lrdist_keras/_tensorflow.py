@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lrdist_keras.errors import InputError
@@ -18,7 +18,8 @@ _NOISE = re.compile(r"I\d{4} |WARNING: All log messages before absl|To enable th
 def keras_hub() -> Any:
     """Imports KerasHub, which takes TensorFlow along where it is installed."""
     with _quietly():
-        _tensorflow()
+        with suppress(ModuleNotFoundError):
+            _tensorflow()
         import keras_hub
 
     return keras_hub
@@ -32,8 +33,6 @@ def tensorflow_datasets() -> Any:
     """
     try:
         with _quietly():
-            import tensorflow  # noqa: F401
-
             _tensorflow()
             import tensorflow_datasets
     except ModuleNotFoundError as error:
@@ -46,10 +45,8 @@ def tensorflow_datasets() -> Any:
 
 
 def _tensorflow() -> None:
-    try:
-        import tensorflow
-    except ModuleNotFoundError:  # only TensorFlow Datasets cannot do without
-        return
+    import tensorflow
+
     # TensorFlow would take all of a GPU's memory for itself; here it only reads data.
     tensorflow.config.set_visible_devices([], "GPU")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lrdist_keras.data.batches import Encoded, buckets, evaluation_batches
+from lrdist_keras.data.batches import Encoded, evaluation_batches
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
-from lrdist_keras.models.platforms import row_lengths
+from lrdist_keras.models.platforms import bounds
 from lrdist_keras.models.precision import in_precision
 
 _LAYER = re.compile(r"transformer_layer_\d+")
@@ -44,7 +44,7 @@ class FeatureReader:
         def layers(weights: list, inputs: dict) -> Any:
             return stacked.features(weights, stacked.state, inputs, training=False)[0]
 
-        self._bounds = buckets(max_length, row_lengths(max_length))
+        self._bounds = bounds(max_length)
         self._last, self._layers = (
             jax.jit(in_precision(f, "float32")) for f in (last, layers)
         )

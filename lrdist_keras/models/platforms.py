@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lrdist_keras.data.batches import buckets
 from lrdist_keras.settings import TrainingSettings
 
 _SHORTEST_ROW = 32
@@ -49,6 +50,11 @@ def row_lengths(max_length: int) -> tuple[int, ...] | None:
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])
     return tuple(lengths)
+
+
+def bounds(max_length: int) -> list[int]:
+    """Returns the same with the longest, in full, where no settings are at hand."""
+    return buckets(max_length, row_lengths(max_length))
 
 
 def fisher_chunk(weights: Sequence[np.ndarray]) -> int:

@@ -39,7 +39,7 @@ class Evaluator:
         self.step = step
         self.compiler = compiler
         settings = step.settings
-        self._bounds = buckets(settings.max_length, settings.row_lengths)
+        self.bounds = buckets(settings.max_length, settings.row_lengths)
         self._ahead = calls_ahead()
 
     @property
@@ -73,7 +73,7 @@ class Evaluator:
 
         # The device computes a batch while the host makes the next.
         under_way: deque[tuple[np.ndarray, tuple]] = deque()
-        for batch in evaluation_batches(data, self._bounds, size):
+        for batch in evaluation_batches(data, self.bounds, size):
             inputs = data.arrays(batch.indices, batch.length)
             found = self.compiler.call(self.step.evaluate, *model, inputs)
             under_way.append((batch.indices, found))
@@ -91,7 +91,7 @@ class Evaluator:
         count = settings.evaluation_batch_size
         model = list(weights), list(head), self.step.encoder.state
         nothing = np.full(count, -1)
-        for length in lengths(evaluation_steps(data, self._bounds, count, 1)):
+        for length in lengths(evaluation_steps(data, self.bounds, count, 1)):
             inputs = data.arrays(nothing, length)
             self.compiler.prefetch(self.step.evaluate, *model, inputs)
 
@@ -152,7 +152,7 @@ class Evaluator:
         examples, held = used.narrowed(data), used.take(weights)
         so_far = WeightSum([jnp.zeros_like(w) for w in held])
         count = settings.steps_per_call
-        calls = list(evaluation_steps(examples, self._bounds, size, count))
+        calls = list(evaluation_steps(examples, self.bounds, size, count))
 
         def arguments(indices: np.ndarray, length: int) -> tuple:
             batches = examples.arrays(filled(indices, count), length)

@@ -15,10 +15,10 @@ import numpy as np
 
 from lrdist_keras._storage import digest
 from lrdist_keras.array_cache import Arrays, cached_arrays
-from lrdist_keras.data.batches import Encoded, buckets, evaluation_batches, take
+from lrdist_keras.data.batches import Encoded, evaluation_batches, take
 from lrdist_keras.errors import InputError
 from lrdist_keras.models.encoder import Encoder
-from lrdist_keras.models.platforms import compiler_options, row_lengths
+from lrdist_keras.models.platforms import bounds, compiler_options
 from lrdist_keras.models.precision import in_precision
 from lrdist_keras.training.penalties import Weights, squared_gradients
 
@@ -290,7 +290,6 @@ class _MaskedLanguage:
     def _masked(
         self, texts: Encoded, max_length: int, size: int
     ) -> Sequence[dict[str, np.ndarray]]:
-        bounds = buckets(max_length, row_lengths(max_length))
         return [
             mask(
                 texts.arrays(batch.indices, batch.length),
@@ -298,7 +297,7 @@ class _MaskedLanguage:
                 self.vocabulary,
                 self.rng,
             )
-            for batch in evaluation_batches(texts, bounds, size)
+            for batch in evaluation_batches(texts, bounds(max_length), size)
         ]
 
     def _states(self, texts: Encoded, max_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -95,10 +95,14 @@ class Step:
         self.optimizers = Optimizers(encoder, settings, groups)
         paths = [v.path for v in encoder.model.trainable_variables]
         self.group_of = np.array(partition(paths, groups, True))
-        # The Fisher and the gradient beside it stay in float32.
-        of = {"fisher": "float32", "gradient": "float32"}
-        for name in ("train_steps", "probe_steps", "evaluate", "fisher", "gradient"):
-            precision = of.get(name, encoder.precision)
+        precisions = {
+            "train_steps": encoder.precision,
+            "probe_steps": encoder.precision,
+            "evaluate": encoder.precision,
+            "fisher": "float32",
+            "gradient": "float32",
+        }
+        for name, precision in precisions.items():
             setattr(self, name, in_precision(getattr(self, name), precision))
 
     def begin(

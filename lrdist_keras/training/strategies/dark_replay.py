@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from lrdist_keras.data.batches import Encoded, buckets
+from lrdist_keras.data.batches import Encoded
 from lrdist_keras.training.plan import Memory, Stage, Terms, TrainingSet, mixed
 from lrdist_keras.training.run import Purpose
 from lrdist_keras.training.strategies.base import Strategy, Strength
@@ -85,8 +85,7 @@ class DarkReplay(Strategy):
             return [course.plain(task)]
         new, old = course.subsets[task], mixed(memory.examples[:task])
         old = replace(old, teacher=tuple(_placed(memory.logits)))
-        settings = course.evaluator.step.settings
-        bounds = buckets(settings.max_length, settings.row_lengths)
+        bounds = course.evaluator.bounds
         length = bounds[bisect_left(bounds, old.encoded.lengths.max())]
         drawn = draws(len(old), len(new), course.rng(Purpose.REPLAY, task))
         numbers = np.float32(self.alpha), np.float32(self.beta)
